@@ -1,0 +1,5 @@
+"""``python -m fourstage`` is the ``fourstage`` command."""
+
+from fourstage.cli import main
+
+main()

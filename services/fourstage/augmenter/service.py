@@ -1,0 +1,258 @@
+"""Stage 2 as a service: decodes and transforms one batch at a time straight into one of its own slots.
+
+One process, one core, one thread. It holds no state that matters: kill it at any moment.
+"""
+
+import logging
+import socket
+import time
+
+import cv2
+import numpy as np
+
+from fourstage.arena import Arena
+from fourstage.augmenter.decode import make_decoder
+from fourstage.augmenter.draws import Draws, draw
+from fourstage.augmenter.outbox import Outbox, Work
+from fourstage.augmenter.transform import CorruptRowError, identity, transform
+from fourstage.errors import PeerError, SettingsError
+from fourstage.process import StopFlag
+from fourstage.settings import AugmenterSettings
+from fourstage.telemetry import Telemetry
+from fourstage.trace import Trace
+from fourstage.wire import side
+from fourstage.wire.link import LoaderLink
+from fourstage.wire.messages import Beat, Failed, Gone, Lease, Message, Stream, Welcome
+from fourstage.wire.sockets import Payload, Waiter
+
+log = logging.getLogger(__name__)
+
+_ROWS_BETWEEN_TURNS = 64
+"""Images made between two looks at the sockets: some 20 ms, well within any heartbeat."""
+_IDLE_SECONDS = 0.1
+
+
+class AugmenterService:
+    """``run`` until the stop flag is set."""
+
+    def __init__(
+        self,
+        address: str,
+        settings: AugmenterSettings,
+        *,
+        name: str,
+        telemetry: Telemetry,
+        trace: Trace,
+        stop: StopFlag,
+    ) -> None:
+        cv2.setNumThreads(1)
+        self._settings = settings
+        self._name = name
+        self._telemetry = telemetry
+        self._meter = telemetry.meter("transform")
+        self._trace = trace
+        self._stop = stop
+        self._decode = make_decoder(settings.decoder)
+        self._identity = identity(self._decode)
+        self._waiter = Waiter()
+        self._waiter.add(stop.reader)
+        self._link = LoaderLink(
+            address, role="augmenter", name=name, waiter=self._waiter, identity=self._identity
+        )
+        self._outboxes: dict[bytes, Outbox] = {}
+        self._sources: dict[bytes, Arena] = {}
+        """JPEG arenas of the loader, by stream."""
+        self._sources_from: socket.socket | None = None
+        self._scratch: dict[int, np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = {}
+        self._seen = 0
+        self._next_beat = 0.0
+        self._changed = False
+        log.info("decoder %s, identity %s", settings.decoder, self._identity.hex())
+
+    def run(self) -> None:
+        """Serve until the stop flag is set; the batch in work is finished and told."""
+        mark = time.monotonic()
+        while not self._stop:
+            self._turn()
+            work = self._next()
+            if work is not None:
+                self._make(*work)
+                mark = time.monotonic()
+                continue
+            self._waiter.wait(_IDLE_SECONDS)
+            now = time.monotonic()
+            full = self._outboxes and all(outbox.slots[1] <= 1 for outbox in self._outboxes.values())
+            self._meter.waited(now - mark, "downstream" if full else "upstream")
+            mark = now
+
+    def close(self) -> None:
+        """Say goodbye. Batches that the trainer has mapped stay whole for it."""
+        self._link.close()
+        for outbox in self._outboxes.values():
+            outbox.close()
+        self._close_sources()
+
+    def _turn(self) -> None:
+        """Look at every socket; send the heartbeat when it is due or something has changed."""
+        now = time.monotonic()
+        self._telemetry.turn()
+        for message, payload in self._link.turn(now):
+            self._on_loader(message, payload, now)
+        for uuid, outbox in list(self._outboxes.items()):
+            self._changed |= outbox.turn(now)
+            if outbox.trainer_died():
+                log.warning("the trainer of stream %s is gone", uuid.hex()[:8])
+                self._drop(uuid)
+        if self._changed or now >= self._next_beat:
+            self._beat(now)
+
+    def _beat(self, now: float) -> None:
+        sent = self._link.send(
+            Beat(
+                seen=self._seen,
+                held=tuple(entry for outbox in self._outboxes.values() for entry in outbox.held),
+                slots=tuple(outbox.slots for outbox in self._outboxes.values()),
+                usage=self._meter.usage,
+            )
+        )
+        self._changed = self._changed and not sent
+        self._next_beat = now + self._link.heartbeat
+        free = sum(outbox.slots[1] for outbox in self._outboxes.values())
+        used = sum(outbox.arena.slots for outbox in self._outboxes.values()) - free
+        self._telemetry.gauge("fourstage_slots", "free").set(free)
+        self._telemetry.gauge("fourstage_slots", "used").set(used)
+
+    def _on_loader(self, message: Message, payload: list[Payload], now: float) -> None:
+        match message:
+            case Welcome():
+                self._seen = 0
+                self._changed = True
+                if self._link.side is not self._sources_from:
+                    self._sources_from = self._link.side
+                    self._close_sources()
+            case Stream():
+                self._on_stream(message)
+            case Lease():
+                self._on_lease(message, payload, now)
+            case Gone():
+                self._drop(message.stream)
+            case _:
+                log.warning("the loader sent %s, which is not for it to send", type(message).__name__)
+
+    def _on_stream(self, spec: Stream) -> None:
+        if spec.transport == "arena" and self._link.side is not None and spec.stream not in self._sources:
+            self._attach_source(self._link.side, spec)
+        self._changed = True
+        if spec.stream in self._outboxes:
+            return
+        try:
+            self._outboxes[spec.stream] = Outbox(
+                spec,
+                peer=self._link.peer,
+                name=self._name,
+                identity=self._identity,
+                slots=self._settings.slots,
+                memory=self._settings.memory,
+                waiter=self._waiter,
+            )
+        except SettingsError as error:
+            log.error("cannot serve a stream: %s", error)
+            self._link.send(Failed(stream=spec.stream, seq=0, row=-1, reason=str(error)[:1024]))
+
+    def _attach_source(self, connection: socket.socket, spec: Stream) -> None:
+        """Take the loader's JPEG arena of this stream from the side connection: it was sent before the message."""
+        while True:
+            try:
+                received = side.receive(connection)
+                if received is None or received[1] is None:
+                    return
+                packet, descriptor = received
+                arena = Arena.attach(descriptor, packet.slots, packet.slot_bytes)
+            except (PeerError, TimeoutError) as error:
+                log.warning("no arena from the loader: %s", error)
+                return
+            if old := self._sources.pop(packet.stream, None):
+                old.close()
+            self._sources[packet.stream] = arena
+            if packet.stream == spec.stream:
+                return
+
+    def _on_lease(self, lease: Lease, payload: list[Payload], now: float) -> None:
+        if lease.session != self._link.session:
+            return
+        self._seen = max(self._seen, lease.number)
+        self._changed = True
+        outbox = self._outboxes.get(lease.stream)
+        sizes = np.frombuffer(lease.sizes, "<u4")
+        if outbox is None or len(sizes) != lease.rows or lease.rows > outbox.spec.largest_rows:
+            return
+        total = int(sizes.sum(dtype=np.int64))
+        try:
+            if lease.slot < 0:
+                jpeg = payload[1]
+            else:
+                jpeg = self._sources[lease.stream].slot(lease.slot, total)
+            if len(jpeg) != total:
+                raise PeerError(f"{len(jpeg)} bytes of images announced as {total}")
+        except (PeerError, KeyError, IndexError) as error:
+            self._telemetry.counter("fourstage_peer_errors_total").inc()
+            log.warning("dropped a lease of the loader: %r", error)
+            return
+        outbox.accept(lease, payload[0], jpeg, now)
+
+    def _next(self) -> tuple[Outbox, Work] | None:
+        """The lease to make now: a head first, else the one that came first."""
+        waiting = [(outbox, outbox.leased[0]) for outbox in self._outboxes.values() if outbox.leased]
+        return min(waiting, key=lambda entry: (not entry[1].lease.head, entry[1].received), default=None)
+
+    def _make(self, outbox: Outbox, work: Work) -> None:
+        lease, spec = work.lease, outbox.spec
+        began = time.monotonic()
+        draws = draw(
+            spec.view,
+            size=spec.size,
+            seed=spec.seed,
+            epoch=lease.epoch,
+            first=lease.first,
+            rows=lease.rows,
+            colours=np.array(spec.colours).reshape(3, 3),
+        )
+        ends = np.cumsum(np.frombuffer(lease.sizes, "<u4"), dtype=np.int64).tolist()
+        images = [work.jpeg[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)] if ends else []
+        pixels = outbox.pixels(work)
+        scratch = self._scratch.setdefault(spec.size, np.empty((spec.size, spec.size, 3), np.uint8))
+        for row in range(0, lease.rows, _ROWS_BETWEEN_TURNS):
+            rows = slice(row, row + _ROWS_BETWEEN_TURNS)
+            part = Draws(draws.offsets[rows], draws.reflections[rows], draws.shifts[rows])
+            try:
+                transform(images[rows], part, self._decode, scratch=scratch, out=pixels[rows])
+            except CorruptRowError as error:
+                log.error("batch %d row %d: %s", lease.seq, row + error.row, error)
+                self._link.send(
+                    Failed(stream=lease.stream, seq=lease.seq, row=row + error.row, reason=str(error)[:1024])
+                )
+                outbox.abandon(work)
+                return
+            self._turn()
+            if lease.stream not in self._outboxes:
+                return
+        while (left := began + self._settings.batch_seconds - time.monotonic()) > 0 and not self._stop:
+            self._waiter.wait(min(left, _IDLE_SECONDS))
+            self._turn()
+        if lease.stream not in self._outboxes:
+            return
+        now = time.monotonic()
+        self._meter.done(now - began, items=lease.rows, size=pixels.nbytes)
+        self._trace.work("transform", lease.seq, began, now, spec.view.kind)
+        outbox.finish(work, draws, now)
+        self._changed = True
+
+    def _close_sources(self) -> None:
+        while self._sources:
+            self._sources.popitem()[1].close()
+
+    def _drop(self, uuid: bytes) -> None:
+        if outbox := self._outboxes.pop(uuid, None):
+            outbox.close()
+        if source := self._sources.pop(uuid, None):
+            source.close()

@@ -1,0 +1,79 @@
+"""One batch of JPEG images into one slot of pixels, and the digest that says which pixels a worker makes."""
+
+import hashlib
+from collections.abc import Sequence
+from importlib import resources
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fourstage.augmenter.decode import Decoder
+from fourstage.augmenter.draws import Draws, draw
+from fourstage.errors import CorruptSampleError
+from fourstage.views import View
+
+
+class CorruptRowError(CorruptSampleError):
+    """A row of a batch that cannot be decoded."""
+
+    def __init__(self, row: int, reason: str) -> None:
+        super().__init__(reason)
+        self.row = row
+
+
+def transform(
+    images: Sequence[memoryview],
+    draws: Draws,
+    decode: Decoder,
+    *,
+    scratch: NDArray[np.uint8],
+    out: NDArray[np.uint8],
+) -> None:
+    """Decode each image, cut its crop, reflect it where drawn.
+
+    images: JPEG bytes of ``rows`` stored images of S x S
+    scratch: uint8 (S, S, 3), overwritten; it stays in the cache, which is why whole images go through it
+    out: uint8 (rows, crop, crop, 3), filled
+
+    Raises CorruptRowError for the first image that cannot be decoded.
+    """
+    crop = out.shape[1]
+    flip = cv2.flip
+    places = draws.offsets.tolist()
+    reflections = draws.reflections.tolist()
+    for row, image in enumerate(images):
+        try:
+            decode(image, scratch)
+        except CorruptSampleError as error:
+            raise CorruptRowError(row, str(error)) from error
+        top, left = places[row]
+        window = scratch[top : top + crop, left : left + crop]
+        if reflections[row]:
+            # A reversed NumPy copy takes 257 microseconds for 224x224, as long as the decode; OpenCV's takes 6.
+            flip(window, 1, out[row])
+        else:
+            out[row] = window
+
+
+def identity(decode: Decoder) -> bytes:
+    """16 bytes: the digest of a golden image's decode, draws and transform by this process.
+
+    Workers with equal identities make equal pixels; loader and checkpoint refuse any other.
+    """
+    golden = (resources.files("fourstage.augmenter") / "golden.jpg").read_bytes()
+    digest = hashlib.blake2b(digest_size=16)
+    scratch = np.empty((64, 64, 3), np.uint8)
+    colours = np.array([[96.0, -32.0, 8.0], [64.0, 16.0, -24.0], [80.0, 24.0, 16.0]])
+    for view in (
+        View("random", 48, "paper", 0.1),
+        View("random", 48, "code-2012", 0.1),
+        View("centre", 48),
+        View("full", 64),
+    ):
+        draws = draw(view, size=64, seed=2012, epoch=3, first=5, rows=8, colours=colours)
+        pixels = np.empty((8, view.crop, view.crop, 3), np.uint8)
+        transform([memoryview(golden)] * 8, draws, decode, scratch=scratch, out=pixels)
+        for array in (pixels, draws.offsets, draws.reflections, draws.shifts):
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.digest()

@@ -1,0 +1,314 @@
+"""Every command: parse, build, run, close.
+
+Exit 0 done, 1 failed, 2 wrong usage or settings, 130 interrupted. A failure is one line on standard error that says
+what and what to do; ``--debug`` adds the traceback.
+"""
+
+import json
+import logging
+import shlex
+import shutil
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fourstage import __version__, rundir
+from fourstage.engine.local import ERROR_PREFIX, LocalRun
+from fourstage.errors import FourstageError, SettingsError
+from fourstage.process import StopFlag, sockets_folder
+from fourstage.services import Launch, run_augmenter, run_loader, run_trainer, trace_folder
+from fourstage.settings import Settings, load_settings, write_settings
+from fourstage.store.progress import Progress as StoreProgress
+from fourstage.telemetry import configure_logging
+from fourstage.trace import merge
+from fourstage.view import LiveView, final_table, render
+
+app = typer.Typer(
+    name="fourstage",
+    help="AlexNet's four-stage pipeline as services: load, transform, copy, train.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+log = logging.getLogger(__name__)
+
+StoreOption = Annotated[Path, typer.Option("--store", help="Directory made by fourstage prepare.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else.")]
+RunDirOption = Annotated[Path, typer.Option("--run-dir", help="Directory of the run.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Full log, and a traceback with an error.")]
+SettingsOption = Annotated[
+    str | None, typer.Option("--settings", help="TOML file or recipe; FOURSTAGE_* variables go over it.")
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, for example batch_size=64.")
+]
+AnnounceOption = Annotated[Path | None, typer.Option("--announce", hidden=True)]
+LifelineOption = Annotated[bool, typer.Option("--lifeline", hidden=True)]
+
+
+@app.callback(invoke_without_command=True)
+def top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """The whole command line."""
+    if version:
+        typer.echo(f"fourstage {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def prepare(
+    source: Annotated[Path, typer.Argument(help="Folder or tar of class folders, ILSVRC's archive, or a flat one.")],
+    store: Annotated[Path, typer.Argument(help="Directory to make, or to add a split to.")],
+    split: Annotated[str, typer.Option(help="Name of the split.")] = "train",
+    labels: Annotated[Path | None, typer.Option(help="For a flat source: lines 'FILE CLASS'.")] = None,
+    labels_map: Annotated[Path | None, typer.Option(help="For integer labels: lines 'ID CLASS'.")] = None,
+    inside: Annotated[str, typer.Option(help="Folder inside the source that holds the class folders.")] = "",
+    size: Annotated[int, typer.Option(help="Width and height of the stored images.")] = 256,
+    quality: Annotated[int, typer.Option(help="JPEG quality.")] = 90,
+    workers: Annotated[int | None, typer.Option(help="Processes; unset, one per core.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Make a JPEG store from photographs, once. Interrupted, the same command goes on."""
+    from dataclasses import asdict
+
+    from fourstage.store.prepare import prepare as prepare_store
+
+    with _bar("preparing", quiet=json_) as progress:
+        report = prepare_store(
+            source, store, split=split, labels=labels, labels_map=labels_map, inside=inside, size=size,
+            quality=quality, workers=workers, progress=progress.show,
+        )  # fmt: skip
+    values = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(report).items()}
+    if json_:
+        typer.echo(json.dumps(values))
+        return
+    rate = report.images / report.seconds if report.seconds else 0.0
+    typer.echo(
+        f"{report.images:,} images of {report.classes:,} classes in {report.shards} shards, "
+        f"{report.bytes / 1e6:,.1f} MB, {rate:,.0f} images/s; left out: {report.left_out}"
+        + (f" (see {store / 'left-out.jsonl'})" if report.left_out else "")
+    )
+    typer.echo(f"store {store}, fingerprint {report.fingerprint}")
+
+
+@app.command()
+def verify(
+    store: Annotated[Path, typer.Argument(help="Directory made by fourstage prepare.")], json_: JsonOption = False
+) -> None:
+    """Read every byte of a store and compare it with its index."""
+    from dataclasses import asdict
+
+    from fourstage.store.verify import verify as verify_store
+
+    with _bar("verifying", quiet=json_) as progress:
+        report = verify_store(store, progress=progress.show)
+    if json_:
+        typer.echo(json.dumps(asdict(report), default=str))
+    else:
+        for problem in report.problems:
+            typer.echo(problem)
+        typer.echo(f"{report.images:,} images, {len(report.problems)} problems")
+    if report.problems:
+        raise FourstageError(f"{store} has {len(report.problems)} problems", hint="prepare it again")
+
+
+@app.command()
+def run(
+    store: StoreOption,
+    run_dir: RunDirOption,
+    recipe: Annotated[str | None, typer.Option(help="Name of a recipe, or a TOML file.")] = None,
+    augmenters: Annotated[str, typer.Option(help="Number of augmenters, or auto.")] = "auto",
+    max_steps: Annotated[int | None, typer.Option(help="Stop after this many steps since the beginning.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of order, draws, weights and dropout.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    transport: Annotated[str | None, typer.Option(help="arena or inline.")] = None,
+    receipt: Annotated[str | None, typer.Option(help="keys or pixels.")] = None,
+    trace: Annotated[bool, typer.Option("--trace", help="Write trace.json for ui.perfetto.dev.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train: start loader, augmenters and trainer here, watch them, stop them in order."""
+    from fourstage.store import open_store
+
+    flags = {
+        "train.max_steps": max_steps, "train.epochs": epochs, "seed": seed, "train.device": device,
+        "transport": transport, "receipt": receipt, "trace": True if trace else None,
+    }  # fmt: skip
+    began_with = run_dir / rundir.SETTINGS
+    if resume and recipe is None and began_with.is_file():
+        settings = load_settings(str(began_with), overrides=set_ or (), flags=flags)
+    else:
+        settings = load_settings(recipe or "alexnet", overrides=set_ or (), flags=flags)
+    opened = open_store(store)
+    if settings.augmenter.crop > opened.size:
+        raise SettingsError(
+            f"augmenter.crop = {settings.augmenter.crop} is larger than the store's images of {opened.size}",
+            hint=f"--set augmenter.crop={opened.size} or less",
+        )
+    count = augmenter_count(augmenters, settings)
+    rundir.create_run_directory(run_dir, resume=resume)
+    rundir.write_whole(run_dir / rundir.SETTINGS, write_settings(settings))
+    (run_dir / rundir.STATUS).unlink(missing_ok=True)
+    shutil.rmtree(trace_folder(run_dir), ignore_errors=True)
+    configure_logging("run", debug=debug)
+    stop = StopFlag()
+    stop.on_signals()
+    console = Console(stderr=json_)
+    with sockets_folder(settings.sockets) as sockets, LiveView(console) as view:
+        engine = LocalRun(run_dir, sockets, store.absolute(), count, resume, debug)
+        code = engine.run(stop, view)
+    if settings.trace:
+        events = merge(trace_folder(run_dir), run_dir / rundir.TRACE)
+        shutil.rmtree(trace_folder(run_dir), ignore_errors=True)
+        log.info("%d events in %s: open it at ui.perfetto.dev", events, run_dir / rundir.TRACE)
+    summary = rundir.read_json(run_dir / rundir.SUMMARY)
+    if json_:
+        typer.echo(json.dumps(summary))
+    else:
+        console.print(final_table(summary))
+    if code == 130:
+        again = ["fourstage", "run", "--store", str(store), "--run-dir", str(run_dir), "--resume"]
+        Console(stderr=True).print(f"interrupted after step {summary['steps']}; go on with: {shlex.join(again)}")
+    raise typer.Exit(code)
+
+
+@app.command()
+def status(run_dir: RunDirOption = Path(), json_: JsonOption = False) -> None:
+    """Where a run stands and what it waits for."""
+    values = rundir.read_json(run_dir / rundir.STATUS)
+    if json_:
+        typer.echo(json.dumps(values))
+    else:
+        Console().print(render(values))
+
+
+@app.command()
+def loader(
+    store: StoreOption,
+    settings: SettingsOption = None,
+    set_: SetOption = None,
+    announce: AnnounceOption = None,
+    lifeline: LifelineOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Stage 1 alone: serve a store to trainers and augmenters."""
+    raise typer.Exit(run_loader(_launch(settings, set_, announce, lifeline, debug), store))
+
+
+@app.command()
+def augmenter(
+    name: Annotated[str, typer.Option(help="Name in logs and traces.")] = "augmenter",
+    settings: SettingsOption = None,
+    set_: SetOption = None,
+    announce: AnnounceOption = None,
+    lifeline: LifelineOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Stage 2 alone: one more worker for the loader at loader.address."""
+    raise typer.Exit(run_augmenter(_launch(settings, set_, announce, lifeline, debug), name))
+
+
+@app.command()
+def trainer(
+    run_dir: RunDirOption,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    settings: SettingsOption = None,
+    set_: SetOption = None,
+    announce: AnnounceOption = None,
+    lifeline: LifelineOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Stages 3 and 4 alone: train from the loader at loader.address."""
+    launch = _launch(settings, set_, announce, lifeline, debug, trace_folder(run_dir))
+    if not lifeline:
+        rundir.create_run_directory(run_dir, resume=resume)
+        rundir.write_whole(run_dir / rundir.SETTINGS, write_settings(launch.settings))
+    raise typer.Exit(run_trainer(launch, run_dir, resume=resume))
+
+
+def augmenter_count(text: str, settings: Settings) -> int:
+    """How many augmenters to start; ``auto``: one per core, less one for a trainer that computes here."""
+    if text == "auto":
+        import os
+
+        cores = len(os.sched_getaffinity(0))
+        return max(1, cores - (settings.model.name != "none"))
+    if not text.isdigit() or not 1 <= int(text) <= 1024:
+        raise SettingsError(f"--augmenters {text!r}", hint="a number from 1 to 1024, or auto")
+    return int(text)
+
+
+def _launch(
+    settings: str | None,
+    overrides: list[str] | None,
+    announce: Path | None,
+    lifeline: bool,
+    debug: bool,
+    trace_dir: Path | None = None,
+) -> Launch:
+    resolved = load_settings(settings or "alexnet", overrides=overrides or ())
+    if trace_dir is None and settings is not None and settings.endswith(".toml"):
+        trace_dir = trace_folder(Path(settings).parent)
+    return Launch(resolved, announce, lifeline, debug, trace_dir)
+
+
+class _bar:  # noqa: N801
+    """A progress bar with rate and time left; nothing with --json."""
+
+    def __init__(self, title: str, *, quiet: bool) -> None:
+        self._progress = Progress(
+            TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(), TextColumn("{task.fields[left_out]}"), console=Console(stderr=True), disable=quiet,
+        )  # fmt: skip
+        self._task = self._progress.add_task(title, total=None, rate="", left_out="")
+        self._began = time.monotonic()
+
+    def __enter__(self) -> "_bar":
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._progress.__exit__(*error)
+
+    def show(self, now: StoreProgress) -> None:
+        seconds = time.monotonic() - self._began
+        rate = f"{now.done / seconds:,.0f}/s" if seconds else ""
+        left_out = f"{now.left_out} left out" if now.left_out else ""
+        self._progress.update(self._task, total=now.total, completed=now.done, rate=rate, left_out=left_out)
+
+
+def main() -> None:
+    """The entry point: runs a command and turns every error into one line and an exit code."""
+    debug = "--debug" in sys.argv
+    try:
+        code = app(standalone_mode=False)
+    except FourstageError as error:
+        _fail(str(error), error.exit_code, debug)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a person sees one line, not a traceback
+        if hasattr(error, "exit_code") and hasattr(error, "format_message"):
+            _fail(error.format_message(), 2, debug)
+        _fail(f"internal error: {error!r}; run again with --debug and report it", 1, debug)
+    # Without click's standalone mode an Exit is a returned code.
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(ERROR_PREFIX + " ".join(message.splitlines()), file=sys.stderr)  # noqa: T201
+    sys.exit(code)

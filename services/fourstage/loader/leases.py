@@ -1,0 +1,351 @@
+"""Who makes which batch: a pure state machine without clock, socket or store.
+
+Two laws. A batch may be made any number of times but is *used* once: whichever copy arrives first counts, so a
+lease may be given again whenever in doubt. And nothing here is precious: every belief is either told again by the
+peer that it is about (``beat``, ``progress``) or can be dropped.
+
+A batch of a stream is, in this order: beyond the window; wanted (to be loaded); loaded; held by one worker or more;
+arrived; consumed. Deaths, silences and losses only ever take holders away from a batch that has not arrived.
+"""
+
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+Worker = Hashable
+StreamId = bytes
+
+READ_AHEAD = 2
+"""Batches that an automatic window holds beyond all slots of the workers: one being read, one lying ready."""
+SMALLEST_WINDOW = 4
+"""The four stages of one pipeline, before any worker has come."""
+DEATHS_BEFORE_POISON = 3
+"""Holders that may die over a batch before the batch itself is suspected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """An instruction: give this batch to this worker."""
+
+    worker: Worker
+    stream: StreamId
+    seq: int
+    number: int
+    head: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds."""
+
+    silence: float
+    hedge: float
+    missing: float
+    """A lease that its holder does not list for this long, without the batch arriving, was lost."""
+
+
+@dataclass(slots=True)
+class _Holding:
+    number: int
+    since: float
+    missing_since: float | None = None
+
+
+@dataclass(slots=True)
+class _Batch:
+    loaded: bool = False
+    arrived: bool = False
+    deaths: int = 0
+    leases: int = 0
+    holders: dict[Worker, _Holding] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Stream:
+    end: int
+    window: int
+    identity: bytes
+    consumed: int
+    batches: dict[int, _Batch] = field(default_factory=dict)
+    lease_seconds: float = 0.0
+    """Moving average from lease to arrival."""
+    redispatched: int = 0
+
+
+@dataclass(slots=True)
+class _Worker:
+    identity: bytes
+    heard: float
+    silent: bool = False
+    numbers: int = 0
+    unseen: list[tuple[int, StreamId]] = field(default_factory=list)
+    free: dict[StreamId, int] = field(default_factory=dict)
+    slots: dict[StreamId, int] = field(default_factory=dict)
+
+    def available(self, stream: StreamId) -> int:
+        """Free slots less the leases that the worker had not seen when it counted them."""
+        return self.free.get(stream, 0) - sum(1 for _, unseen in self.unseen if unseen == stream)
+
+
+class Leases:
+    """The books of all streams and workers."""
+
+    def __init__(self, timing: Timing) -> None:
+        self._timing = timing
+        self._streams: dict[StreamId, _Stream] = {}
+        self._workers: dict[Worker, _Worker] = {}
+
+    # Streams
+
+    def open(
+        self, stream: StreamId, *, start: int, end: int, window: int, identity: bytes = b"", arrived: Iterable[int] = ()
+    ) -> None:
+        """Begin a stream at ``start``. window: in batches, 0: sized by the workers' slots."""
+        book = _Stream(end=end, window=window, identity=identity, consumed=start)
+        self._streams[stream] = book
+        self._extend(stream)
+        self.progress(stream, start, arrived, now=0.0)
+
+    def close(self, stream: StreamId) -> None:
+        """End a stream; its leases are void."""
+        self._streams.pop(stream, None)
+        for worker in self._workers.values():
+            worker.unseen = [(number, unseen) for number, unseen in worker.unseen if unseen != stream]
+            worker.free.pop(stream, None)
+            worker.slots.pop(stream, None)
+
+    def streams(self) -> list[StreamId]:
+        return list(self._streams)
+
+    def loaded(self, stream: StreamId, seq: int) -> None:
+        """The batch's JPEG bytes lie ready."""
+        if batch := self._batch(stream, seq):
+            batch.loaded = True
+
+    def progress(self, stream: StreamId, consumed: int, arrived: Iterable[int], *, now: float) -> list[int]:
+        """The receiver has used everything before ``consumed`` and holds ``arrived``.
+
+        Returns the sequence numbers that are new in its hands: their JPEG slots are free.
+        """
+        book = self._streams.get(stream)
+        if book is None:
+            return []
+        fresh = []
+        for seq in [*range(book.consumed, min(consumed, book.end)), *arrived]:
+            batch = book.batches.get(seq)
+            if batch is not None and not batch.arrived:
+                self._arrive(book, batch, now)
+                fresh.append(seq)
+        for seq in range(book.consumed, min(consumed, book.end)):
+            book.batches.pop(seq, None)
+        book.consumed = max(book.consumed, min(consumed, book.end))
+        self._extend(stream)
+        return fresh
+
+    # Workers
+
+    def join(self, worker: Worker, identity: bytes, now: float) -> None:
+        """A worker said HELLO: its numbering starts again, what it was given before is void until it says so."""
+        self._release(worker, died=False)
+        self._workers[worker] = _Worker(identity=identity, heard=now)
+
+    def leave(self, worker: Worker, *, died: bool) -> list[tuple[StreamId, int]]:
+        """A worker is gone; its leases are free at once. Returns batches that are suspected of killing workers."""
+        poisoned = self._release(worker, died=died)
+        self._workers.pop(worker, None)
+        for stream in self._streams:
+            self._extend(stream)
+        return poisoned
+
+    def beat(
+        self,
+        worker: Worker,
+        *,
+        seen: int,
+        held: Iterable[tuple[StreamId, int]],
+        slots: Iterable[tuple[StreamId, int, int]],
+        now: float,
+    ) -> None:
+        """A worker says all that it holds: the books follow it."""
+        books = self._workers.get(worker)
+        if books is None:
+            return
+        books.heard = now
+        books.silent = False
+        books.unseen = [(number, stream) for number, stream in books.unseen if number > seen]
+        books.free = {stream: free for stream, free, _ in slots}
+        books.slots = {stream: total for stream, _, total in slots}
+        listed = set(held)
+        for stream, book in self._streams.items():
+            self._extend(stream)
+            for seq, batch in book.batches.items():
+                holding = batch.holders.get(worker)
+                if (stream, seq) in listed:
+                    if holding is not None:
+                        holding.missing_since = None
+                    elif not batch.arrived:
+                        # Given by a loader before this one, or before a silence: it may still be the first copy.
+                        batch.holders[worker] = _Holding(number=0, since=now)
+                elif holding is not None and holding.number <= seen and holding.missing_since is None:
+                    holding.missing_since = now
+
+    def tick(self, now: float) -> list[Worker]:
+        """Let time pass: silent workers lose their leases (they are returned), lost leases are noticed."""
+        silent = []
+        for name, worker in self._workers.items():
+            if not worker.silent and now - worker.heard > self._timing.silence:
+                worker.silent = True
+                silent.append(name)
+        for name in silent:
+            self._release(name, died=False)
+        for book in self._streams.values():
+            for batch in book.batches.values():
+                for name, holding in list(batch.holders.items()):
+                    since = holding.missing_since
+                    if since is not None and now - since > self._timing.missing:
+                        del batch.holders[name]
+        return silent
+
+    # Instructions
+
+    def wanted(self) -> Iterator[tuple[StreamId, int]]:
+        """Batches inside the windows that are not loaded, those of the emptiest stream first."""
+        for stream in sorted(self._streams, key=self._fill):
+            for seq, batch in sorted(self._streams[stream].batches.items()):
+                if not batch.loaded and not batch.arrived:
+                    yield stream, seq
+
+    def plan(self, now: float) -> list[Grant]:
+        """Every lease that can be given now; the books already count them as given."""
+        grants = []
+        while grant := self._next(now):
+            grants.append(grant)
+        return grants
+
+    def revoke(self, grant: Grant) -> None:
+        """A grant could not be sent: it never happened."""
+        if batch := self._batch(grant.stream, grant.seq):
+            batch.holders.pop(grant.worker, None)
+            batch.leases -= 1
+        if worker := self._workers.get(grant.worker):
+            worker.unseen = [(number, stream) for number, stream in worker.unseen if number != grant.number]
+
+    def _next(self, now: float) -> Grant | None:
+        for stream in sorted(self._streams, key=self._fill):
+            book = self._streams[stream]
+            head = self._head(book)
+            for seq in sorted(book.batches):
+                batch = book.batches[seq]
+                is_head = seq == head
+                if batch.arrived or not batch.loaded:
+                    continue
+                if batch.holders and not (is_head and self._is_slow(book, batch, now)):
+                    continue
+                worker = self._choose(stream, book, batch, spare=is_head)
+                if worker is not None:
+                    return self._give(worker, stream, seq, is_head, now)
+                if not is_head:
+                    break
+        return None
+
+    def _choose(self, stream: StreamId, book: _Stream, batch: _Batch, *, spare: bool) -> Worker | None:
+        """The worker with most free slots; its last one only for the head."""
+        best, most = None, 0 if spare else 1
+        for name, worker in self._workers.items():
+            if worker.silent or name in batch.holders or (book.identity and worker.identity != book.identity):
+                continue
+            available = worker.available(stream)
+            if available > most:
+                best, most = name, available
+        return best
+
+    def _give(self, name: Worker, stream: StreamId, seq: int, head: bool, now: float) -> Grant:
+        worker, book = self._workers[name], self._streams[stream]
+        batch = book.batches[seq]
+        book.identity = book.identity or worker.identity
+        worker.numbers += 1
+        worker.unseen.append((worker.numbers, stream))
+        book.redispatched += batch.leases > 0
+        batch.leases += 1
+        batch.holders[name] = _Holding(number=worker.numbers, since=now)
+        return Grant(name, stream, seq, worker.numbers, head)
+
+    # What the state means
+
+    def identity(self, stream: StreamId) -> bytes:
+        """The pixels that this stream is pinned to; empty: no worker has been given a lease yet."""
+        return self._streams[stream].identity
+
+    def redispatched(self, stream: StreamId) -> int:
+        """Leases of this stream that were not a batch's first."""
+        return self._streams[stream].redispatched
+
+    def window(self, stream: StreamId) -> int:
+        """Batches between the last one consumed and the furthest that may be read."""
+        book = self._streams[stream]
+        if book.window:
+            return book.window
+        slots = sum(worker.slots.get(stream, 0) for worker in self._workers.values())
+        return max(SMALLEST_WINDOW, slots + READ_AHEAD)
+
+    def counts(self, stream: StreamId) -> tuple[int, int]:
+        """Batches that are leased and not arrived, and loaded and not leased."""
+        batches = [batch for batch in self._streams[stream].batches.values() if not batch.arrived]
+        leased = sum(1 for batch in batches if batch.holders)
+        return leased, sum(1 for batch in batches if batch.loaded and not batch.holders)
+
+    def is_open(self, stream: StreamId, seq: int) -> bool:
+        """Whether the batch lies in the window and has not arrived."""
+        batch = self._batch(stream, seq)
+        return batch is not None and not batch.arrived
+
+    def serves(self, worker: Worker, stream: StreamId) -> bool:
+        """Whether this worker makes the stream's pixels."""
+        pinned = self._streams[stream].identity
+        return not pinned or self._workers[worker].identity == pinned
+
+    def _head(self, book: _Stream) -> int | None:
+        """The batch that is needed first and has not arrived."""
+        return min((seq for seq, batch in book.batches.items() if not batch.arrived), default=None)
+
+    def _is_slow(self, book: _Stream, batch: _Batch, now: float) -> bool:
+        """A live holder has had the batch for long, and nobody else was asked yet."""
+        if len(batch.holders) > 1:
+            return False
+        patience = max(self._timing.hedge, 3.0 * book.lease_seconds)
+        return all(now - holding.since > patience for holding in batch.holders.values())
+
+    def _fill(self, stream: StreamId) -> float:
+        book = self._streams[stream]
+        busy = sum(1 for batch in book.batches.values() if batch.arrived or batch.holders)
+        return busy / self.window(stream)
+
+    def _arrive(self, book: _Stream, batch: _Batch, now: float) -> None:
+        if batch.holders:
+            seconds = now - min(holding.since for holding in batch.holders.values())
+            book.lease_seconds += 0.2 * (max(0.0, seconds) - book.lease_seconds)
+        batch.arrived = True
+        batch.holders.clear()
+
+    def _extend(self, stream: StreamId) -> None:
+        book = self._streams[stream]
+        for seq in range(book.consumed, min(book.consumed + self.window(stream), book.end)):
+            if seq not in book.batches:
+                book.batches[seq] = _Batch()
+
+    def _batch(self, stream: StreamId, seq: int) -> _Batch | None:
+        book = self._streams.get(stream)
+        return book.batches.get(seq) if book else None
+
+    def _release(self, name: Worker, *, died: bool) -> list[tuple[StreamId, int]]:
+        held = [
+            (holding.number, stream, seq, batch)
+            for stream, book in self._streams.items()
+            for seq, batch in book.batches.items()
+            if (holding := batch.holders.pop(name, None)) is not None
+        ]
+        if not died or not held:
+            return []
+        # A worker makes one batch at a time, the one given first: only that can have killed it.
+        _, stream, seq, batch = min(held, key=lambda entry: entry[0])
+        batch.deaths += 1
+        return [(stream, seq)] if batch.deaths >= DEATHS_BEFORE_POISON else []

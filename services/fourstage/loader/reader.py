@@ -1,0 +1,147 @@
+"""Reads whole batches from the store into slots, several at a time, in threads.
+
+``preadv`` straight into the slot: an input error is an exception (a mapping would raise SIGBUS), and the
+interpreter is free meanwhile. The order is known, so the kernel is told beforehand what will be wanted.
+"""
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from fourstage.errors import StoreError
+from fourstage.store import Split
+
+
+@dataclass(frozen=True, slots=True)
+class ReadJob:
+    """Read these samples, one behind another, into this slot. ``tag`` says what it is to the asker."""
+
+    tag: tuple[bytes, int, int]
+    split: Split
+    indices: NDArray[np.int64]
+    into: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult:
+    """A job that is done; ``error`` where it failed. began and ended: monotonic seconds."""
+
+    job: ReadJob
+    began: float
+    ended: float
+    error: StoreError | None
+
+
+class Reader:
+    """A pool of reading threads; ``done`` is called in one of them with each result."""
+
+    def __init__(self, threads: int, done: Callable[[ReadResult], None]) -> None:
+        self._jobs: queue.SimpleQueue[ReadJob | None] = queue.SimpleQueue()
+        self._done = done
+        self._files = ShardFiles()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"reader-{number}", daemon=True) for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, job: ReadJob) -> None:
+        """Queue a job; jobs are begun in the order they are given."""
+        self._jobs.put(job)
+
+    def prefetch(self, split: Split, indices: NDArray[np.int64]) -> None:
+        """Ask the kernel to read these samples soon (POSIX_FADV_WILLNEED); returns at once."""
+        for record in split.records[indices].tolist():
+            shard, size, offset = record[0], record[1], record[2]
+            descriptor = self._files.open(split, shard)
+            os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_WILLNEED)
+
+    def close(self) -> None:
+        """Finish the jobs begun, drop the others, close the files."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._files.close()
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            began = time.monotonic()
+            try:
+                read_batch(self._files, job)
+                error = None
+            except StoreError as failure:
+                error = failure
+            self._done(ReadResult(job, began, time.monotonic(), error))
+
+
+class ShardFiles:
+    """Descriptors of shards, opened when first needed, with the kernel's own readahead switched off: the samples
+    of a shuffled epoch lie apart."""
+
+    def __init__(self) -> None:
+        self._descriptors: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def open(self, split: Split, shard: int) -> int:
+        """The descriptor of a shard. Raises StoreError."""
+        path = split.shards[shard]
+        name = os.fspath(path)
+        descriptor = self._descriptors.get(name)
+        if descriptor is not None:
+            return descriptor
+        with self._lock:
+            if name not in self._descriptors:
+                try:
+                    opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                    os.posix_fadvise(opened, 0, 0, os.POSIX_FADV_RANDOM)
+                except OSError as error:
+                    raise StoreError(f"cannot read {path}: {error.strerror}") from error
+                self._descriptors[name] = opened
+            return self._descriptors[name]
+
+    def close(self) -> None:
+        """Close every descriptor."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+
+def read_batch(files: ShardFiles, job: ReadJob) -> None:
+    """Read and check every sample of a job. Raises StoreError that names the first bad one."""
+    at = 0
+    into = job.into
+    for index, record in zip(job.indices.tolist(), job.split.records[job.indices].tolist(), strict=True):
+        shard, size, offset, checksum = record[:4]
+        target = into[at : at + size]
+        descriptor = files.open(job.split, shard)
+        read_exactly(descriptor, target, offset, job.split, index)
+        if xxhash.xxh3_64_intdigest(target) != checksum:
+            key = job.split.keys(np.array([index]))[0]
+            raise StoreError(
+                f"sample {key!r} in {job.split.shards[shard]} was altered: its checksum does not match",
+                hint="run fourstage verify on the store",
+            )
+        at += size
+
+
+def read_exactly(descriptor: int, target: memoryview, offset: int, split: Split, index: int) -> None:
+    """Fill ``target`` from a file. Raises StoreError with the sample's key where the file ends or fails."""
+    done = 0
+    while done < len(target):
+        try:
+            count = os.preadv(descriptor, [target[done:]], offset + done)
+        except OSError as error:
+            raise StoreError(f"cannot read sample {split.keys(np.array([index]))[0]!r}: {error.strerror}") from error
+        if count == 0:
+            raise StoreError(
+                f"sample {split.keys(np.array([index]))[0]!r} lies beyond the end of its shard",
+                hint="the store was truncated: run fourstage verify on it",
+            )
+        done += count

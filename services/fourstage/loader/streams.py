@@ -1,0 +1,121 @@
+"""What the loader keeps for one open stream: its order, its split, and the slots of JPEG bytes."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fourstage.arena import Arena, slot_bytes_for
+from fourstage.errors import FourstageError, SettingsError
+from fourstage.order import BatchPlan, Order
+from fourstage.store import Split, Store
+from fourstage.wire.codec import encode_body
+from fourstage.wire.messages import Open, Samples
+
+MOST_SLOTS = 64
+"""JPEG slots of one stream; untouched slots take no memory."""
+
+
+@dataclass(slots=True)
+class Slotted:
+    """A batch that has a JPEG slot: in reading, or read."""
+
+    slot: int
+    size: int
+    sizes: bytes
+    samples: bytes
+    began: float
+
+
+@dataclass(slots=True)
+class LoaderStream:
+    """One stream, as the loader serves it."""
+
+    spec: Open
+    split: Split
+    order: Order
+    end: int
+    arena: Arena
+    client: bytes
+    """The trainer that opened it."""
+    free: list[int]
+    slotted: dict[int, Slotted] = field(default_factory=dict)
+    reading: set[int] = field(default_factory=set)
+    """Slots that a reading thread writes into; they outlive their batch until the thread is done."""
+    prefetched: int = 0
+    """Batches before this one were announced to the kernel."""
+
+    def claim(self, seq: int, now: float) -> tuple[Slotted, NDArray[np.int64]]:
+        """Take the lowest free slot for a batch; its samples' indices."""
+        slot = min(self.free)
+        self.free.remove(slot)
+        indices = self.order.indices(seq)
+        sizes = self.split.records["size"][indices].astype("<u4")
+        samples = Samples(
+            indices=indices.astype("<i8").tobytes(),
+            labels=self.split.labels(indices).astype("<i4").tobytes(),
+            keys=tuple(self.split.keys(indices)),
+        )
+        slotted = Slotted(slot, int(sizes.sum()), sizes.tobytes(), encode_body(samples), now)
+        self.slotted[seq] = slotted
+        self.reading.add(slot)
+        return slotted, indices
+
+    def release(self, seq: int) -> Slotted | None:
+        """The batch has arrived: its slot is free, unless a thread still reads into it."""
+        slotted = self.slotted.pop(seq, None)
+        if slotted is not None and slotted.slot not in self.reading:
+            self.free.append(slotted.slot)
+        return slotted
+
+    def read_done(self, slot: int) -> None:
+        """A thread has finished with a slot."""
+        self.reading.discard(slot)
+        if all(slotted.slot != slot for slotted in self.slotted.values()) and slot not in self.free:
+            self.free.append(slot)
+
+
+def open_stream(store: Store, spec: Open, client: bytes, memory: int) -> LoaderStream:
+    """Check an OPEN against the store and make its arena.
+
+    memory: bytes that the JPEG slots may take. Raises a FourstageError whose text is sent to the trainer.
+    """
+    if spec.fingerprint and spec.fingerprint != store.fingerprint:
+        raise FourstageError(
+            f"the stream wants the store {spec.fingerprint}, this loader serves {store.fingerprint}",
+            hint="resume with the store that the run began with",
+        )
+    if spec.view.crop > store.size:
+        raise SettingsError(
+            f"augmenter.crop = {spec.view.crop} is larger than the store's images of {store.size}x{store.size}"
+        )
+    if spec.rank >= spec.world:
+        raise SettingsError(f"rank {spec.rank} of a world of {spec.world}")
+    split = store.split(spec.split)
+    plan = BatchPlan(len(split), spec.batch_size, spec.remainder, spec.rank, spec.world)
+    last = spec.epochs * plan.batches_per_epoch
+    end = min(spec.end, last) if spec.end else last
+    slot_bytes = slot_bytes_for(largest_batch_bytes(split, plan.largest_rows))
+    slots = min(MOST_SLOTS, memory // slot_bytes)
+    if slots < 1:
+        raise SettingsError(
+            f"loader.memory = {memory} is too small for one batch of up to {slot_bytes} bytes",
+            hint="raise it or lower batch_size",
+        )
+    return LoaderStream(
+        spec=spec,
+        split=split,
+        order=Order(plan, seed=spec.seed, shuffle=spec.shuffle),
+        end=end,
+        arena=Arena.create(slots, slot_bytes),
+        client=client,
+        free=list(range(slots)),
+    )
+
+
+def largest_batch_bytes(split: Split, rows: int) -> int:
+    """Bytes of the ``rows`` largest images of a split: no batch of that many rows is larger."""
+    sizes = np.asarray(split.records["size"], np.int64)
+    if rows < len(sizes):
+        sizes = np.partition(sizes, len(sizes) - rows)[-rows:]
+    return int(sizes.sum()) if rows else 0

@@ -1,0 +1,88 @@
+"""What every service needs of its process: a stop flag, a lifeline to its parent, a private folder of sockets."""
+
+import os
+import secrets
+import select
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from fourstage.errors import SettingsError
+from fourstage.wire.side import MAX_PATH
+
+
+class StopFlag:
+    """Set once: by a signal, by the parent's death, or by the program itself."""
+
+    def __init__(self) -> None:
+        # No threading.Event: a signal handler that takes a lock which the main thread holds never returns.
+        self._set = False
+        self.reason = ""
+        self.reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        """Readable once the flag is set: data loops wait on it beside their sockets."""
+
+    def set(self, reason: str) -> None:
+        if not self._set:
+            self.reason = reason
+            self._set = True
+            os.write(self._writer, b"x")
+
+    def __bool__(self) -> bool:
+        return self._set
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep until the flag is set; whether it is."""
+        select.select([self.reader], [], [], seconds)
+        return self._set
+
+    def on_signals(self) -> None:
+        """SIGTERM and SIGINT set the flag."""
+
+        def handle(number: int, _: FrameType | None) -> None:
+            self.set(signal.Signals(number).name)
+
+        signal.signal(signal.SIGTERM, handle)
+        signal.signal(signal.SIGINT, handle)
+
+    def on_lifeline(self, descriptor: int) -> None:
+        """Set the flag when the other end of this pipe closes: the parent is gone, however it died."""
+
+        def watch() -> None:
+            while os.read(descriptor, 512):
+                continue
+            self.set("the parent process is gone")
+
+        threading.Thread(target=watch, name="lifeline", daemon=True).start()
+
+
+@contextmanager
+def sockets_folder(configured: str) -> Iterator[Path]:
+    """The folder of the Unix sockets: the configured one, or a private one that is removed in the end."""
+    if configured:
+        folder = Path(configured)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise SettingsError(f"sockets = {configured!r}: {error.strerror}") from error
+        yield folder
+        return
+    folder = Path(tempfile.mkdtemp(prefix="fourstage-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def socket_path(folder: Path, name: str) -> Path:
+    """A fresh path for a Unix socket. Raises SettingsError where it would be too long for one."""
+    path = folder / f"{name}-{secrets.token_hex(4)}"
+    if len(os.fsencode(path)) > MAX_PATH:
+        raise SettingsError(
+            f"{path} is longer than the {MAX_PATH} bytes of a Unix socket's path", hint="set a shorter sockets folder"
+        )
+    return path

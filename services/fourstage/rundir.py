@@ -1,0 +1,96 @@
+"""The files of a run directory: what is written, when, and how it survives a kill.
+
+Whole files are replaced by rename, lines are appended and flushed; a resumed run cuts lines back to its
+checkpoint. ``status.json`` is the live view's source, for ``fourstage run`` and ``fourstage status`` alike.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+from fourstage.errors import FourstageError, SettingsError
+
+SETTINGS, SUMMARY, STATUS = "settings.toml", "summary.json", "status.json"
+RECEIPT, STEPS, EPOCHS = "receipt.jsonl", "steps.jsonl", "epochs.jsonl"
+CHECKPOINTS, LOGS, TRACE = "checkpoints", "logs", "trace.json"
+
+
+def create_run_directory(path: Path, *, resume: bool) -> None:
+    """Make the directory, or check that it can be resumed. Raises SettingsError; nothing is left half-made."""
+    if resume:
+        if not (path / SETTINGS).is_file():
+            raise SettingsError(f"{path} holds no run to resume", hint="leave --resume out to begin one")
+    elif (path / SETTINGS).exists():
+        raise SettingsError(f"{path} already holds a run", hint="add --resume to go on, or name another directory")
+    try:
+        (path / LOGS).mkdir(parents=True, exist_ok=True)
+        (path / CHECKPOINTS).mkdir(exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"cannot write to the run directory {path}: {error.strerror}") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise SettingsError(f"cannot write to the run directory {path}: permission denied")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file: readers see the old text or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace a file by a JSON object."""
+    write_whole(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises FourstageError where there is none."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise FourstageError(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise FourstageError(f"{path} is not a JSON object")
+    return value
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON lines file; a torn last line is left out."""
+    if not path.is_file():
+        return []
+    lines = []
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Cut a JSON lines file back to the lines that a checkpoint knows."""
+    kept = [line for line in read_lines(path) if keep(line)]
+    write_whole(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept))
+
+
+class Lines:
+    """Appends objects to a JSON lines file."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: TextIO = path.open("a", encoding="utf-8")
+
+    def add(self, value: dict[str, Any]) -> None:
+        """One line; it reaches the file with ``flush``."""
+        self._file.write(json.dumps(value) + "\n")
+
+    def flush(self) -> None:
+        """Hand what was added to the kernel: it survives this process."""
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,148 @@
+"""The three services as processes: parse, build, announce, run, close. Containers and the local engine start them.
+"""
+
+import json
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import fourstage
+from fourstage import rundir
+from fourstage.process import StopFlag, sockets_folder
+from fourstage.settings import Settings
+from fourstage.telemetry import Role, Telemetry, configure_logging
+from fourstage.trace import TRACE_FOLDER, Trace
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What a service was started with, besides its settings."""
+
+    settings: Settings
+    announce: Path | None
+    lifeline: bool
+    debug: bool
+    trace_dir: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What every service has."""
+
+    stop: StopFlag
+    telemetry: Telemetry
+    trace: Trace
+    sockets: Path
+    page: str
+
+
+@contextmanager
+def started(role: Role, name: str, launch: Launch) -> Iterator[Started]:
+    """Logs, signals, metrics, the folder of sockets and the trace of one service, given back in the end."""
+    configure_logging(name, debug=launch.debug)
+    stop = StopFlag()
+    stop.on_signals()
+    if launch.lifeline:
+        stop.on_lifeline(sys.stdin.fileno())
+    telemetry = Telemetry(role, launch.settings.metrics, fourstage.__version__)
+    folder = launch.trace_dir if launch.settings.trace else None
+    number = int(name.rpartition("-")[2]) if name.rpartition("-")[2].isdigit() else 0
+    trace = Trace(folder, f"{name}-{os.getpid()}", number)
+    with sockets_folder(launch.settings.sockets) as sockets:
+        page = telemetry.serve()
+        log.info("pid %d, metrics at %s/metrics", os.getpid(), page)
+        try:
+            yield Started(stop, telemetry, trace, sockets, page)
+        finally:
+            trace.close()
+            telemetry.close()
+    log.info("stopped%s", f" ({stop.reason})" if stop.reason else "")
+
+
+def run_loader(launch: Launch, store_path: Path) -> int:
+    """Serve a store until told to stop."""
+    from fourstage.loader.service import LoaderService
+    from fourstage.store import open_store
+
+    store = open_store(store_path)
+    with started("loader", "loader", launch) as base:
+        service = LoaderService(
+            store,
+            launch.settings.loader,
+            sockets=base.sockets,
+            telemetry=base.telemetry,
+            trace=base.trace,
+            stop=base.stop,
+        )
+        try:
+            configured = launch.settings.loader.address
+            if configured.startswith("file:"):
+                rundir.write_whole(Path(configured.removeprefix("file:")), service.address + "\n")
+            log.info("serving %s at %s", store_path, service.address)
+            announce(launch, base, address=service.address)
+            service.run()
+        finally:
+            service.close()
+    return 0
+
+
+def run_augmenter(launch: Launch, name: str) -> int:
+    """Make batches until told to stop."""
+    from fourstage.augmenter.service import AugmenterService
+
+    with started("augmenter", name, launch) as base:
+        service = AugmenterService(
+            launch.settings.loader.address,
+            launch.settings.augmenter,
+            name=f"{name}@{socket.gethostname()}",
+            telemetry=base.telemetry,
+            trace=base.trace,
+            stop=base.stop,
+        )
+        try:
+            announce(launch, base)
+            service.run()
+        finally:
+            service.close()
+    return 0
+
+
+def run_trainer(launch: Launch, run_dir: Path, *, resume: bool) -> int:
+    """Train to the end; 130 where it was interrupted."""
+    from fourstage.trainer.service import TrainerService
+
+    with started("trainer", "trainer", launch) as base:
+        announce(launch, base)
+        service = TrainerService(
+            launch.settings,
+            run_dir,
+            sockets=base.sockets,
+            resume=resume,
+            telemetry=base.telemetry,
+            trace=base.trace,
+            stop=base.stop,
+        )
+        try:
+            state = service.run()
+        finally:
+            service.close()
+    return 0 if state == "done" else 130
+
+
+def announce(launch: Launch, base: Started, **facts: str) -> None:
+    """Say in a file that the service is up, and where its pages are."""
+    if launch.announce is not None:
+        text = json.dumps({"pid": os.getpid(), "metrics": base.page, **facts})
+        rundir.write_whole(launch.announce, text)
+
+
+def trace_folder(run_dir: Path) -> Path:
+    """Where the processes of a run write their events."""
+    return run_dir / TRACE_FOLDER

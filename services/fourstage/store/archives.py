@@ -1,0 +1,203 @@
+"""Every file of a folder or a tar, by name and by where its bytes lie; nothing is extracted, no link is
+followed out of the source.
+
+The archive of ILSVRC2012's training images is a tar of one tar per class. Both levels are plain, so an image
+of an inner tar is a stretch of bytes of the outer file like any other.
+"""
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import shutil
+import stat
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from fourstage.errors import SettingsError, StoreError
+
+WHOLE = -1
+"""The size of a member that is a file of its own: to be read to its end."""
+
+_COMPRESSED: dict[bytes, Callable[[Path], io.BufferedIOBase]] = {
+    b"\xfd7zXZ\x00": lzma.LZMAFile,
+    b"\x1f\x8b": gzip.GzipFile,
+    b"BZh": bz2.BZ2File,
+}
+
+
+class Member(NamedTuple):
+    """Where the bytes of one source file lie."""
+
+    path: str
+    offset: int
+    size: int
+
+
+class LeftOut(NamedTuple):
+    """A source file that is not taken, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass
+class Listing:
+    """What a source holds; names are relative, their parts joined by ``/``."""
+
+    members: dict[str, Member] = field(default_factory=dict)
+    folders: set[str] = field(default_factory=set)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    def add(self, name: str, member: Member) -> None:
+        """Take a file; of two members with one name the later stands, as when a tar is extracted."""
+        if name in self.members:
+            self.left_out.append(LeftOut(name, "a later member of the archive has the same name"))
+        self.members[name] = member
+
+
+def list_files(source: Path, scratch: Path) -> Listing:
+    """Every file of a folder or a tar (plain, or compressed by xz, gzip or bzip2: unpacked into ``scratch``).
+
+    Raises SettingsError for a source that is missing or of no known kind, StoreError for a damaged archive.
+    """
+    listing = Listing()
+    if source.is_dir():
+        _list_folder(listing, str(source), "")
+        return listing
+    archive = source
+    opener = _decompressor(source)
+    if opener is not None:
+        archive = scratch / "source.tar"
+        _unpack(source, opener, archive)
+    if not tarfile.is_tarfile(archive):
+        raise SettingsError(
+            f"{source} is neither a folder nor a tar archive",
+            hint="unpack it and name the folder of class folders",
+        )
+    for name, member in _walk_tar(listing, archive, 0, archive.stat().st_size, ""):
+        if name.endswith(".tar"):
+            inner = name.removesuffix(".tar")
+            listing.folders.add(inner)
+            for inner_name, inner_member in _walk_tar(
+                listing, archive, member.offset, member.offset + member.size, f"{inner}/"
+            ):
+                listing.add(inner_name, inner_member)
+        else:
+            listing.add(name, member)
+    return listing
+
+
+def check_source(source: Path) -> None:
+    """SettingsError where a source does not exist, cannot be read, or is neither a folder nor a file."""
+    try:
+        mode = source.stat().st_mode
+        if stat.S_ISDIR(mode):
+            os.scandir(source).close()
+        elif stat.S_ISREG(mode):
+            source.open("rb").close()
+        else:
+            raise SettingsError(f"the source {source} is a device", hint="name a folder or a tar archive")
+    except OSError as error:
+        raise SettingsError(
+            f"cannot read the source {source}: {error.strerror}", hint="name a folder or a tar archive"
+        ) from error
+
+
+def _decompressor(source: Path) -> Callable[[Path], io.BufferedIOBase] | None:
+    with source.open("rb") as stream:
+        head = stream.read(8)
+    return next((opener for magic, opener in _COMPRESSED.items() if head.startswith(magic)), None)
+
+
+def _unpack(source: Path, opener: Callable[[Path], io.BufferedIOBase], target: Path) -> None:
+    try:
+        with opener(source) as packed, target.open("wb") as plain:
+            shutil.copyfileobj(packed, plain, 1 << 20)
+    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's failure: a decompressor's own OSError has no number
+        raise StoreError(
+            f"the source {source} is damaged: {error}", hint="fetch it again and compare its checksum"
+        ) from error
+
+
+def _list_folder(listing: Listing, path: str, prefix: str) -> None:
+    try:
+        with os.scandir(path) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
+    except OSError as error:
+        listing.left_out.append(LeftOut(prefix, f"cannot read the folder: {error.strerror}"))
+        return
+    for entry in entries:
+        name = prefix + entry.name
+        if entry.is_dir(follow_symlinks=False):
+            listing.folders.add(name)
+            _list_folder(listing, entry.path, f"{name}/")
+            continue
+        try:
+            mode = entry.stat().st_mode
+        except OSError as error:
+            listing.left_out.append(LeftOut(name, f"cannot be opened: {error.strerror}"))
+            continue
+        if stat.S_ISREG(mode):
+            listing.add(name, Member(entry.path, 0, WHOLE))
+        elif stat.S_ISDIR(mode):
+            listing.left_out.append(LeftOut(name, "a link to a folder, not followed"))
+        else:
+            listing.left_out.append(LeftOut(name, "not a regular file"))
+
+
+def _walk_tar(
+    listing: Listing, path: Path, start: int, end: int, prefix: str
+) -> Iterator[tuple[str, Member]]:
+    """The regular files of the tar that lies at ``start`` to ``end`` of a file."""
+    with path.open("rb") as stream:
+        stream.seek(start)
+        try:
+            with tarfile.open(fileobj=stream, mode="r:") as tar:
+                while (info := tar.next()) is not None and info.offset < end:
+                    # TarFile keeps every header it has seen; of a million they would fill the memory.
+                    vars(tar)["members"].clear()
+                    name = _safe_name(info.name)
+                    if name is None:
+                        listing.left_out.append(
+                            LeftOut(prefix + info.name, "its name leads out of the archive")
+                        )
+                    elif info.isdir():
+                        listing.folders.add(prefix + name)
+                    elif not info.isreg() or info.issparse():
+                        listing.left_out.append(
+                            LeftOut(prefix + name, "a link, device or sparse file in a tar")
+                        )
+                    elif info.offset_data + info.size > end:
+                        raise _damaged(path, info.offset)
+                    else:
+                        yield prefix + name, Member(str(path), info.offset_data, info.size)
+                stop = tar.offset
+        except tarfile.TarError as error:
+            raise _damaged(path, stream.tell()) from error
+        # tarfile ends silently at a header that it cannot read; a real end is zeros or the end of the file.
+        stream.seek(stop)
+        if stop < end and stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise _damaged(path, stop)
+
+
+def _safe_name(name: str) -> str | None:
+    """A member's name without empty and ``.`` parts; None if it is absolute or climbs."""
+    parts = name.split("/")
+    if name.startswith("/") or ".." in parts:
+        return None
+    return "/".join(part for part in parts if part not in ("", "."))
+
+
+def _damaged(path: Path, offset: int) -> StoreError:
+    return StoreError(
+        f"the archive {path} is damaged or cut off at byte {offset}",
+        hint="fetch it again and compare its checksum",
+    )

@@ -1,0 +1,117 @@
+"""A finished store as the stages use it: mapped indexes, nothing read but what is asked for."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fourstage.errors import StoreError
+from fourstage.store.files import RESTORE
+from fourstage.store.index import Index, open_index
+from fourstage.store.manifest import ShardEntry, read_manifest
+from fourstage.store.statistics import Statistics
+
+STATISTICS_NAME = "statistics.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """One split; positions are those of the samples sorted by key, 0 to ``len``."""
+
+    name: str
+    shards: tuple[Path, ...]
+    index: Index
+
+    def __len__(self) -> int:
+        return len(self.index.records)
+
+    @property
+    def records(self) -> NDArray[np.void]:
+        """(N,) mapped, with the fields ``shard size offset checksum label`` (``store/index.py`` has the
+        table).
+        """
+        return self.index.records
+
+    def keys(self, indices: NDArray[np.int64]) -> list[str]:
+        """The keys at positions (n,)."""
+        return [self.index.key(int(position)) for position in indices]
+
+    def labels(self, indices: NDArray[np.int64]) -> NDArray[np.int32]:
+        """The class numbers at positions (n,)."""
+        labels: NDArray[np.int32] = self.records["label"][indices].astype(np.int32)
+        return labels
+
+    def find(self, key: str) -> int:
+        """The position of a key; raises StoreError if the split does not have it."""
+        position = self.index.position(key)
+        if position is None:
+            raise StoreError(f"the split {self.name!r} has no sample {key!r}", hint="a key is CLASS/STEM")
+        return position
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """An open store."""
+
+    path: Path
+    size: int
+    """Width and height of its images."""
+
+    quality: int
+    classes: tuple[str, ...]
+    fingerprint: str
+    splits: Mapping[str, Split]
+    statistics: Statistics
+
+    def split(self, name: str) -> Split:
+        """A split by name; raises StoreError that names those there are."""
+        if name not in self.splits:
+            raise StoreError(
+                f"the store {self.path} has no split {name!r}, only {', '.join(self.splits)}",
+                hint=f"make it with fourstage prepare SOURCE {self.path} --split {name}",
+            )
+        return self.splits[name]
+
+
+def open_store(path: Path | str) -> Store:
+    """Open a finished store and check that its files are there and as long as they were.
+
+    Cheap: no shard is read; ``verify`` does that. Raises StoreError with what is wrong and what to do.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    shards = [shard for entry in manifest.splits.values() for shard in entry.shards]
+    for problem in missing_bytes(path, shards):
+        raise StoreError(f"the store {path} is incomplete: {problem}", hint=RESTORE)
+    splits: dict[str, Split] = {}
+    for name, entry in manifest.splits.items():
+        index = open_index(path / f"{name}.index")
+        if len(index.records) != entry.images:
+            raise StoreError(
+                f"{path / name}.index has {len(index.records)} samples where store.json says {entry.images}",
+                hint=RESTORE,
+            )
+        splits[name] = Split(name, tuple(path / shard.name for shard in entry.shards), index)
+    return Store(
+        path=path,
+        size=manifest.size,
+        quality=manifest.quality,
+        classes=manifest.classes,
+        fingerprint=manifest.fingerprint,
+        splits=splits,
+        statistics=Statistics.load(path / STATISTICS_NAME),
+    )
+
+
+def missing_bytes(path: Path, shards: Iterable[ShardEntry]) -> Iterator[str]:
+    """The shards that are absent or not as long as ``store.json`` says."""
+    for shard in shards:
+        try:
+            length = (path / shard.name).stat().st_size
+        except OSError as error:
+            yield f"{shard.name}: {error.strerror}"
+            continue
+        if length != shard.bytes:
+            yield f"{shard.name} has {length} bytes instead of {shard.bytes}"

@@ -1,0 +1,148 @@
+"""Unfinished work: ``STORE/.prepare-SPLIT/``, from which a ``prepare`` that was killed goes on.
+
+A shard is finished when its part file is there; the shard itself was on disk before. What is younger is made
+again. The folder goes away when ``store.json`` names the split.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fourstage.errors import SettingsError, StoreError
+from fourstage.store.archives import LeftOut
+from fourstage.store.files import write_file
+from fourstage.store.index import RECORD
+from fourstage.store.manifest import MANIFEST_NAME
+from fourstage.store.sums import Sums
+
+LOCK_NAME = ".lock"
+_WORK = ".prepare-"
+_PLAN_NAME = "plan"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A finished shard's share of the split's index, statistics and list of images left out."""
+
+    sources: int
+    """Source images that went into it or were left out."""
+
+    bytes: int
+    xxh3_128: str
+    records: NDArray[np.void]
+    keys: list[str]
+    left_out: list[LeftOut]
+    sums: Sums | None
+
+
+@contextmanager
+def workspace(store: Path, split: str) -> Iterator[Path]:
+    """The store's folder, locked, and in it the folder of work for a split; both made if need be.
+
+    An error before the first shard is finished leaves nothing behind. Raises SettingsError where the folder
+    cannot be written or holds something else, StoreError where another prepare is at work in it.
+    """
+    fresh = not store.exists()
+    work = store / f"{_WORK}{split}"
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        lock = os.open(store / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise SettingsError(
+            f"cannot write to {store}: {error.strerror}", hint="name another STORE"
+        ) from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreError(
+                f"another prepare is writing to {store}", hint="wait until it has ended"
+            ) from error
+        entries = {path.name for path in store.iterdir()} - {LOCK_NAME}
+        if entries and MANIFEST_NAME not in entries and not any(name.startswith(_WORK) for name in entries):
+            (store / LOCK_NAME).unlink()
+            raise SettingsError(
+                f"{store} is not empty and no store", hint="name a folder that is empty or new"
+            )
+        work.mkdir(exist_ok=True)
+        try:
+            yield work
+        except BaseException:
+            if not any(work.glob("*.npz")):
+                shutil.rmtree(work)
+                if not entries:
+                    (store / LOCK_NAME).unlink()
+                if fresh:
+                    store.rmdir()
+            raise
+        shutil.rmtree(work)
+    finally:
+        os.close(lock)
+
+
+def check_plan(work: Path, plan: dict[str, Any]) -> None:
+    """Note what is being made, or see that finished parts are parts of the same; else SettingsError."""
+    path = work / _PLAN_NAME
+    text = json.dumps(plan, indent=1)
+    if any(work.glob("*.npz")) and path.exists():
+        earlier: dict[str, Any] = json.loads(path.read_bytes())
+        changed = [name for name in plan if earlier.get(name) != plan[name]]
+        if changed:
+            raise SettingsError(
+                f"{work.parent} holds an unfinished prepare with another {' and '.join(changed)}",
+                hint=f"give the same settings to go on, or delete {work} to begin again",
+            )
+    write_file(path, text.encode("ascii"))
+
+
+def write_part(work: Path, number: int, part: Part) -> None:
+    """Put a finished shard's part on disk; from then on the shard is kept."""
+    path = work / f"{number:06}.npz"
+    temporary = work / "part.tmp"
+    texts = {"bytes": part.bytes, "sources": part.sources, "xxh3_128": part.xxh3_128}
+    notes = json.dumps(texts | {"keys": part.keys, "left_out": part.left_out}).encode("ascii")
+    arrays: dict[str, Any] = {} if part.sums is None else part.sums.arrays()
+    with temporary.open("wb") as stream:
+        np.savez(
+            stream,
+            allow_pickle=False,
+            records=part.records.view(np.uint8),
+            notes=np.frombuffer(notes, np.uint8),
+            **arrays,
+        )
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def read_parts(work: Path) -> Iterator[Part]:
+    """The finished parts, in order."""
+    number = 0
+    while (path := work / f"{number:06}.npz").exists():
+        with np.load(path, allow_pickle=False) as arrays:
+            notes = json.loads(arrays["notes"].tobytes())
+            yield Part(
+                sources=notes["sources"],
+                bytes=notes["bytes"],
+                xxh3_128=notes["xxh3_128"],
+                records=arrays["records"].view(RECORD),
+                keys=notes["keys"],
+                left_out=[LeftOut(*entry) for entry in notes["left_out"]],
+                sums=Sums.from_arrays(arrays) if "pixels" in arrays else None,
+            )
+        number += 1
+
+
+def discard_parts(work: Path) -> None:
+    """Forget what was finished: the next prepare begins again."""
+    for path in work.glob("*.npz"):
+        path.unlink()

@@ -1,0 +1,276 @@
+"""Every metric declared once; /metrics and /healthz; logs.
+
+A process counts seconds, items and bytes; ratios are for whoever reads them. One registry per process, handed in
+where it is needed: nothing is registered at import. ``docs/metrics.md`` is made from ``METRICS``.
+"""
+
+import json
+import logging
+import socketserver
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIEnvironment
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, make_wsgi_app
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from fourstage.errors import SettingsError
+from fourstage.settings import MetricsSettings
+from fourstage.wire.messages import Usage
+
+Role = Literal["loader", "augmenter", "trainer"]
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+STAGES: dict[Role, tuple[str, ...]] = {"loader": ("load",), "augmenter": ("transform",), "trainer": ("copy", "train")}
+HEALTHY_SECONDS = 30.0
+"""A data loop that has not turned for this long is ill, whatever its HTTP thread says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One exported family. ``roles``: the processes that export it."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    values: tuple[tuple[str, ...], ...] = ()
+    """Label values that exist from the start, beside those of the stage."""
+    roles: tuple[Role, ...] = ("loader", "augmenter", "trainer")
+
+
+METRICS = (
+    Metric("fourstage_build_info", "gauge", "1, labelled with the version and role.", ("version", "role")),
+    Metric("fourstage_items_total", "counter", "Images that a stage finished.", ("stage",)),
+    Metric("fourstage_batches_total", "counter", "Batches that a stage finished.", ("stage",)),
+    Metric("fourstage_bytes_total", "counter", "Bytes that a stage handed on.", ("stage",)),
+    Metric("fourstage_busy_seconds_total", "counter", "Seconds in which a stage worked.", ("stage",)),
+    Metric(
+        "fourstage_wait_seconds_total",
+        "counter",
+        "Seconds in which a stage waited: upstream for input, downstream for a place to put its output.",
+        ("stage", "blocked_on"),
+    ),
+    Metric(
+        "fourstage_queue_items",
+        "gauge",
+        "Batches that lie in a queue: loaded (read, not leased), leased (at augmenters), arrived (at the trainer, "
+        "not yet trained on).",
+        ("queue",),
+    ),
+    Metric("fourstage_queue_capacity_items", "gauge", "Batches that the queue can hold.", ("queue",)),
+    Metric(
+        "fourstage_peers",
+        "gauge",
+        "Peers that the loader hears from.",
+        ("role",),
+        (("augmenter",), ("trainer",)),
+        ("loader",),
+    ),
+    Metric("fourstage_leases_expired_total", "counter", "Workers whose leases ended by silence.", roles=("loader",)),
+    Metric("fourstage_workers_died_total", "counter", "Workers that died or left without a goodbye.", roles=("loader",)),
+    Metric(
+        "fourstage_redispatched_total", "counter", "Leases that were not their batch's first.", roles=("loader",)
+    ),
+    Metric(
+        "fourstage_duplicates_dropped_total",
+        "counter",
+        "Batches that arrived a second time and were dropped.",
+        roles=("trainer",),
+    ),
+    Metric("fourstage_peer_errors_total", "counter", "Messages that the protocol does not allow, dropped."),
+    Metric("fourstage_slots", "gauge", "Slots of this process's arenas, by state.", ("state",), (("free",), ("used",))),
+    Metric(
+        "fourstage_data_wait_seconds_total",
+        "counter",
+        "Seconds in which the train stage waited for a batch.",
+        ("rank",),
+        roles=("trainer",),
+    ),
+    Metric("fourstage_step_seconds", "histogram", "Seconds of one training step.", ("rank",), roles=("trainer",)),
+    Metric("fourstage_steps_total", "counter", "Training steps done.", roles=("trainer",)),
+    Metric("fourstage_loss", "gauge", "Mean loss of the last training step reported.", roles=("trainer",)),
+    Metric("fourstage_learning_rate", "gauge", "Present learning rate.", roles=("trainer",)),
+    Metric(
+        "fourstage_error_ratio",
+        "gauge",
+        "Share of images whose label is not among the k most probable.",
+        ("split", "k"),
+        roles=("trainer",),
+    ),
+    Metric(
+        "fourstage_last_progress_timestamp_seconds",
+        "gauge",
+        "Unix time at which this process last finished a batch.",
+    ),
+)
+
+
+class StageMeter:
+    """The counters of one stage in this process; called from one thread."""
+
+    def __init__(self, stage: str, families: dict[str, Counter | Gauge | Histogram]) -> None:
+        self._batches = 0
+        self._busy = self._upstream = self._downstream = 0.0
+        self._families = families
+        self._stage = stage
+
+    def done(self, seconds: float, *, items: int, size: int) -> None:
+        """A batch was finished after ``seconds`` of work: ``items`` images, ``size`` bytes handed on."""
+        self._batches += 1
+        self._counter("fourstage_batches_total", self._stage).inc()
+        self._counter("fourstage_items_total", self._stage).inc(items)
+        self._counter("fourstage_bytes_total", self._stage).inc(size)
+        self.busy(seconds)
+        progress = self._families["fourstage_last_progress_timestamp_seconds"]
+        if isinstance(progress, Gauge):
+            progress.set_to_current_time()
+
+    def busy(self, seconds: float) -> None:
+        """Work that did not finish a batch."""
+        self._busy += max(0.0, seconds)
+        self._counter("fourstage_busy_seconds_total", self._stage).inc(max(0.0, seconds))
+
+    def waited(self, seconds: float, blocked_on: Literal["upstream", "downstream"]) -> None:
+        """Time without work, and on whose account."""
+        seconds = max(0.0, seconds)
+        if blocked_on == "upstream":
+            self._upstream += seconds
+        else:
+            self._downstream += seconds
+        self._counter("fourstage_wait_seconds_total", self._stage, blocked_on).inc(seconds)
+
+    @property
+    def usage(self) -> Usage:
+        """All that was counted since the process started."""
+        return Usage(self._batches, self._busy, self._upstream, self._downstream)
+
+    def _counter(self, name: str, *labels: str) -> Counter:
+        family = self._families[name]
+        if not isinstance(family, Counter):
+            raise TypeError(f"{name} is no counter")
+        return family.labels(*labels)
+
+
+class Telemetry:
+    """The metrics of one process and its two pages."""
+
+    def __init__(self, role: Role, settings: MetricsSettings, version: str) -> None:
+        disable_created_metrics()
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        self._families = {m.name: _declare(m, role, self.registry) for m in METRICS if role in m.roles}
+        self.gauge("fourstage_build_info", version, role).set(1)
+        self._settings = settings
+        self._turned = time.monotonic()
+        self._server: WSGIServer | None = None
+
+    def meter(self, stage: str) -> StageMeter:
+        """The counters of one of this process's stages."""
+        return StageMeter(stage, self._families)
+
+    def counter(self, name: str, *labels: str) -> Counter:
+        family = self._families[name]
+        if not isinstance(family, Counter):
+            raise TypeError(f"{name} is no counter")
+        return family.labels(*labels) if labels else family
+
+    def gauge(self, name: str, *labels: str) -> Gauge:
+        family = self._families[name]
+        if not isinstance(family, Gauge):
+            raise TypeError(f"{name} is no gauge")
+        return family.labels(*labels) if labels else family
+
+    def histogram(self, name: str, *labels: str) -> Histogram:
+        family = self._families[name]
+        if not isinstance(family, Histogram):
+            raise TypeError(f"{name} is no histogram")
+        return family.labels(*labels) if labels else family
+
+    def turn(self) -> None:
+        """The data loop went round once more."""
+        self._turned = time.monotonic()
+
+    def serve(self) -> str:
+        """Start answering /metrics and /healthz; returns the address as http://HOST:PORT."""
+        host, port = self._settings.host, self._settings.port
+        try:
+            server = make_server(host, port, self._answer, _Server, _QuietHandler)
+        except OSError as error:
+            raise SettingsError(
+                f"metrics.port = {port} on {host}: {error.strerror}", hint="0 takes a free port"
+            ) from error
+        self._server = server
+        threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+        return f"http://{host}:{server.server_port}"
+
+    def close(self) -> None:
+        """Stop answering."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    def _answer(self, environment: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+        path = environment.get("PATH_INFO", "/")
+        if path == "/metrics":
+            page: Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]] = make_wsgi_app(self.registry)
+            return page(environment, start)
+        if path == "/healthz":
+            age = time.monotonic() - self._turned
+            healthy = age < HEALTHY_SECONDS
+            start("200 OK" if healthy else "503 Service Unavailable", [("Content-Type", "application/json")])
+            return [json.dumps({"healthy": healthy, "data_loop_age_seconds": round(age, 3)}).encode() + b"\n"]
+        start("404 Not Found", [("Content-Type", "text/plain")])
+        return [b"/metrics or /healthz\n"]
+
+
+class _Server(socketserver.ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _QuietHandler(WSGIRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """A scrape every few seconds is no news."""
+
+
+def _declare(metric: Metric, role: Role, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
+    family: Counter | Gauge | Histogram
+    if metric.kind == "counter":
+        family = Counter(metric.name, metric.help, metric.labels, registry=registry)
+    elif metric.kind == "gauge":
+        family = Gauge(metric.name, metric.help, metric.labels, registry=registry)
+    else:
+        family = Histogram(metric.name, metric.help, metric.labels, registry=registry, buckets=SECONDS)
+    for values in (*metric.values, *_stage_values(metric, role)):
+        family.labels(*values)
+    return family
+
+
+def _stage_values(metric: Metric, role: Role) -> list[tuple[str, ...]]:
+    if metric.labels == ("stage",):
+        return [(stage,) for stage in STAGES[role]]
+    if metric.labels == ("stage", "blocked_on"):
+        return [(stage, blocked_on) for stage in STAGES[role] for blocked_on in ("upstream", "downstream")]
+    if metric.labels == ("rank",):
+        return [("0",)]
+    return []
+
+
+def configure_logging(role: str, *, debug: bool = False) -> None:
+    """Log lines of this process on standard error: time, role, level, text."""
+    handler = logging.StreamHandler(sys.stderr)
+    formatter = logging.Formatter(f"%(asctime)s.%(msecs)03d {role} %(levelname)s %(message)s", "%H:%M:%S")
+    handler.setFormatter(formatter)
+    logger = logging.getLogger("fourstage")
+    logger.handlers = [handler]
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+    logger.propagate = False

@@ -1,0 +1,183 @@
+"""Stage 3: from the slot to the device, one batch ahead of training, in two buffers.
+
+While training reads one buffer the other is filled. On CUDA the bytes go up on a stream of their own and the slot
+is free when an event says that the upload is over; on a CPU the finish step reads straight out of the slot.
+"""
+
+import queue
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fourstage.errors import FourstageError
+from fourstage.process import StopFlag
+from fourstage.telemetry import StageMeter
+from fourstage.trace import Trace
+from fourstage.trainer.finish import Finish
+from fourstage.trainer.inbox import FeedBatch, Inbox
+from fourstage.trainer.receipt import batch_digest, pixel_digests
+
+_BUFFERS = 2
+_POLL_SECONDS = 0.2
+
+
+@dataclass(slots=True)
+class DeviceBatch:
+    """A batch on the device.
+
+    images: float32 (rows, 3, crop, crop), channels_last; labels: int64 (rows,); both belong to a buffer that is
+    used again after ``CopyStage.recycle``
+    """
+
+    batch: FeedBatch
+    digest: bytes
+    images: Tensor
+    labels: Tensor
+    ready: "torch.cuda.Event | None"
+    copied_at: float
+    buffer: int
+
+
+class CopyStage:
+    """A thread that takes batches from an inbox and puts them on the device."""
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        finish: Finish | None,
+        *,
+        rows: int,
+        crop: int,
+        device: torch.device,
+        digest_pixels: bool,
+        meter: StageMeter,
+        trace: Trace,
+        label: str,
+    ) -> None:
+        """finish None: nothing is made of the pixels; the batch keeps its slot until it is recycled."""
+        self._inbox = inbox
+        self._finish = finish
+        self._device = device
+        self._digest_pixels = digest_pixels
+        self._meter = meter
+        self._trace = trace
+        self._label = label
+        shape = (rows if finish else 0, crop, crop, 3)
+        self._images = [torch.empty(shape, dtype=torch.float32, device=device) for _ in range(_BUFFERS)]
+        on_gpu = device.type == "cuda" and finish is not None
+        self._uploads = [
+            torch.empty(shape, dtype=torch.uint8, device=device) for _ in range(_BUFFERS if on_gpu else 0)
+        ]
+        self._stream = torch.cuda.Stream(device) if on_gpu else None
+        self._trained: list[torch.cuda.Event | None] = [None] * _BUFFERS
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for buffer in range(_BUFFERS):
+            self._free.put(buffer)
+        self._ready: queue.SimpleQueue[DeviceBatch | FourstageError | None] = queue.SimpleQueue()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=f"copy-{label}", daemon=True)
+        self._thread.start()
+
+    def next(self, stop: StopFlag) -> DeviceBatch | None:
+        """The next batch in order; None after the last one or once ``stop`` is set. Raises what went wrong upstream."""
+        while True:
+            try:
+                item = self._ready.get(timeout=_POLL_SECONDS)
+                break
+            except queue.Empty:
+                if stop:
+                    return None
+        if isinstance(item, FourstageError):
+            raise item
+        if item is not None and self._label == "train":
+            self._trace.stay("copy", item.batch.seq, item.copied_at, time.monotonic(), self._label)
+        if item is not None and item.ready is not None:
+            torch.cuda.current_stream(self._device).wait_event(item.ready)
+        return item
+
+    def recycle(self, item: DeviceBatch) -> None:
+        """Training has been told to use the batch and nothing later will: its buffer may be filled again."""
+        if self._finish is None:
+            item.batch.release()
+        if self._stream is not None:
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(self._device))
+            self._trained[item.buffer] = event
+        self._free.put(item.buffer)
+
+    def close(self) -> None:
+        """Stop taking batches and wait for the thread."""
+        self._stopping = True
+        self._inbox.close()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping and not self._inbox.done:
+                if (item := self._one()) is not None:
+                    self._ready.put(item)
+        except FourstageError as error:
+            self._ready.put(error)
+        except Exception as error:  # noqa: BLE001 - the train stage waits on this thread and must hear of its end
+            self._ready.put(FourstageError(f"the copy stage failed: {error!r}"))
+        self._ready.put(None)
+
+    def _one(self) -> DeviceBatch | None:
+        """Fill one buffer with the next batch; None where there was neither in time."""
+        mark = time.monotonic()
+        try:
+            buffer = self._free.get(timeout=_POLL_SECONDS)
+        except queue.Empty:
+            self._meter.waited(time.monotonic() - mark, "downstream")
+            return None
+        free_at = time.monotonic()
+        self._meter.waited(free_at - mark, "downstream")
+        batch = self._inbox.next(_POLL_SECONDS)
+        began = time.monotonic()
+        self._meter.waited(began - free_at, "upstream")
+        if batch is None:
+            self._free.put(buffer)
+            return None
+        self._trace.stay("transform", batch.seq, batch.arrived_at, began, self._label)
+        digest = batch_digest(batch, pixel_digests(batch.pixels) if self._digest_pixels else b"")
+        size = batch.pixels.nbytes
+        rows = len(batch.keys)
+        images, labels, ready = self._fill(buffer, batch)
+        ended = time.monotonic()
+        self._meter.done(ended - began, items=rows, size=size)
+        self._trace.work("copy", batch.seq, began, ended, self._label)
+        return DeviceBatch(batch, digest, images, labels, ready, began, buffer)
+
+    def _fill(self, buffer: int, batch: FeedBatch) -> "tuple[Tensor, Tensor, torch.cuda.Event | None]":
+        out = self._images[buffer][: len(batch.keys)]
+        labels = torch.from_numpy(batch.labels.astype(np.int64))
+        if self._finish is None:
+            return out.permute(0, 3, 1, 2), labels, None
+        if self._stream is None:
+            self._finish(batch.pixels, batch.offsets, batch.reflections, batch.shifts, out)
+            batch.release()
+            return out.permute(0, 3, 1, 2), labels, None
+        with torch.cuda.stream(self._stream):
+            if (trained := self._trained[buffer]) is not None:
+                self._stream.wait_event(trained)
+            upload = self._uploads[buffer][: len(batch.keys)]
+            upload.copy_(_as_tensor(batch.pixels), non_blocking=True)
+            uploaded = torch.cuda.Event()
+            uploaded.record(self._stream)
+            self._finish(upload, batch.offsets, batch.reflections, batch.shifts, out)
+            on_device = labels.to(self._device, non_blocking=True)
+            ready = torch.cuda.Event()
+            ready.record(self._stream)
+        # PyTorch guards only memory that it pinned itself: the slot is free when our own event says so.
+        uploaded.synchronize()
+        batch.release()
+        return out.permute(0, 3, 1, 2), on_device, ready
+
+
+def _as_tensor(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Tensor:
+    """A tensor over the slot's own memory; torch has no read-only tensors, and nobody writes through this one."""
+    return torch.frombuffer(memoryview(pixels).cast("B"), dtype=torch.uint8).view(pixels.shape)

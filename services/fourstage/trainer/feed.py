@@ -1,0 +1,451 @@
+"""Where batches come in: a thread that owns the trainer's sockets and fills the inboxes of its streams.
+
+Stages 3 and 4 never touch a socket; they take from inboxes and give back. Anyone's training loop can do the same
+(``fourstage.BatchStream``).
+"""
+
+import dataclasses
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+
+import fourstage
+from fourstage.arena import Arena
+from fourstage.errors import CorruptSampleError, FourstageError, PeerError, PeerLostError, SettingsError
+from fourstage.process import socket_path
+from fourstage.telemetry import Telemetry
+from fourstage.trainer.inbox import Draws, FeedBatch, Inbox
+from fourstage.wire import side
+from fourstage.wire.codec import decode_body
+from fourstage.wire.link import LoaderLink
+from fourstage.wire.messages import (
+    Batch, Close, Failed, Hello, Holds, Message, Open, Opened, Progress, Samples, Stages, Welcome, Who,
+)  # fmt: skip
+from fourstage.wire.sockets import Bound, Payload, Peer, Waiter
+
+log = logging.getLogger(__name__)
+
+LOADER_PATIENCE_SECONDS = 60.0
+"""A loader that stays away for this long ends the run; restarting one takes seconds."""
+_LARGEST_BATCH = 1 << 31
+_TURN_SECONDS = 0.2
+
+
+@dataclass(slots=True)
+class _Source:
+    """One augmenter's share in one stream."""
+
+    name: str
+    peer: Peer = b""
+    session: int = 0
+    seen: int = 0
+    arena: Arena | None = None
+    connection: socket.socket | None = None
+    held: set[int] = field(default_factory=set)
+
+
+class Feed:
+    """Streams of batches from a loader's augmenters. Start, open streams, take from their inboxes, close."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        name: str,
+        sockets: Path,
+        receiver: str = "auto",
+        telemetry: Telemetry | None = None,
+        patience: float = LOADER_PATIENCE_SECONDS,
+    ) -> None:
+        """Bind the receiving socket. address: the loader's. patience: seconds that it may be away."""
+        self.stages: Stages | None = None
+        """The loader's last heartbeat."""
+        self._address = address
+        self._patience = patience
+        self._telemetry = telemetry
+        self._uuid = secrets.token_bytes(16)
+        bind, self._advertised = receiver_addresses(receiver, address, sockets)
+        self._socket = Bound(bind, max_frame=_LARGEST_BATCH)
+        if self._advertised.endswith(":0"):
+            port = urlsplit(self._socket.address).port
+            self._advertised = f"{self._advertised[:-2]}:{port}"
+        elif not self._advertised:
+            self._advertised = self._socket.address
+        self._side_path = socket_path(sockets, "trainer")
+        self._listener = side.listen(self._side_path)
+        self._wake_lock = threading.Lock()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._waiter = Waiter()
+        for source in (self._socket, self._listener.fileno(), self._wake):
+            self._waiter.add(source)
+        self._link = LoaderLink(address, role="trainer", name=name, waiter=self._waiter)
+        self._lock = threading.Lock()
+        self._to_open: list[Inbox] = []
+        self._to_close: list[Inbox] = []
+        self._inboxes: dict[bytes, Inbox] = {}
+        self._sources: dict[tuple[bytes, bytes], _Source] = {}
+        """By worker and stream."""
+        self._known: dict[Peer, Hello] = {}
+        self._strangers: dict[int, socket.socket] = {}
+        self._side_of: dict[int, tuple[bytes, bytes]] = {}
+        self._told: dict[bytes, tuple[int, tuple[int, ...]]] = {}
+        self._next_beat = 0.0
+        self._stopping = False
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
+        self._thread.start()
+
+    # For other threads
+
+    def open(self, spec: Open) -> Inbox:
+        """Open a stream; receiver and side are filled in here."""
+        spec = dataclasses.replace(
+            spec, stream=secrets.token_bytes(16), receiver=self._advertised, side=os.fspath(self._side_path)
+        )
+        inbox = Inbox(spec, self._poke)
+        with self._lock:
+            if self._failure is not None:
+                inbox.fail(_as_error(self._failure))
+            self._to_open.append(inbox)
+        self._poke()
+        return inbox
+
+    def end(self, inbox: Inbox) -> None:
+        """Close one stream."""
+        inbox.close()
+        with self._lock:
+            self._to_close.append(inbox)
+        self._poke()
+
+    def close(self) -> None:
+        """Close every stream, say goodbye, give everything back."""
+        self._stopping = True
+        self._poke()
+        self._thread.join()
+
+    def _poke(self) -> None:
+        with self._wake_lock:
+            if self._wake >= 0:
+                os.eventfd_write(self._wake, 1)
+
+    # The feed's thread
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._turn()
+        except Exception as error:  # noqa: BLE001 - whatever ends this thread must reach those who wait on it
+            if not isinstance(error, FourstageError):
+                log.exception("the feed failed")
+            with self._lock:
+                self._failure = error
+                inboxes = [*self._inboxes.values(), *self._to_open]
+            for inbox in inboxes:
+                inbox.fail(_as_error(error))
+        finally:
+            self._shut()
+
+    def _turn(self) -> None:
+        readable = self._waiter.wait(min(_TURN_SECONDS, self._link.heartbeat))
+        now = time.monotonic()
+        for descriptor in readable:
+            self._on_descriptor(descriptor)
+        self._take_orders()
+        for message, payload in self._link.turn(now):
+            self._on_loader(message, payload)
+        if self._link.lost_since is not None and now - self._link.lost_since > self._patience:
+            raise PeerLostError(
+                f"no loader answers at {self._address} since {now - self._link.lost_since:.0f} s",
+                hint="start one with fourstage loader, or correct loader.address",
+            )
+        dirty = set()
+        while (received := self._socket.receive()) is not None:
+            peer, arrival, payload = received
+            if (touched := self._on_augmenter(peer, arrival, payload, now)) is not None:
+                dirty.add(touched)
+        for uuid, inbox in self._inboxes.items():
+            for batch in inbox.released():
+                if source := self._sources.get((batch.source, uuid)):
+                    source.held.discard(batch.seq)
+                    if source.held or source.peer:
+                        dirty.add((batch.source, uuid))
+                    else:
+                        self._drop_source((batch.source, uuid))
+        beat = now >= self._next_beat
+        if beat:
+            self._next_beat = now + self._link.heartbeat
+        for key, source in list(self._sources.items()):
+            if beat or key in dirty:
+                self._send_holds(key, source)
+        for inbox in self._inboxes.values():
+            self._send_progress(inbox, beat)
+
+    def _take_orders(self) -> None:
+        with self._lock:
+            to_open, self._to_open = self._to_open, []
+            to_close, self._to_close = self._to_close, []
+        for inbox in to_open:
+            self._inboxes[inbox.spec.stream] = inbox
+            self._link.send(inbox.spec)
+        for inbox in to_close:
+            uuid = inbox.spec.stream
+            if self._inboxes.pop(uuid, None) is None:
+                continue
+            self._told.pop(uuid, None)
+            self._link.send(Close(uuid))
+            for key in [key for key in self._sources if key[1] == uuid]:
+                self._drop_source(key)
+
+    def _on_loader(self, message: Message, payload: list[Payload]) -> None:
+        match message:
+            case Welcome():
+                for inbox in self._inboxes.values():
+                    consumed, _ = inbox.progress()
+                    self._link.send(dataclasses.replace(inbox.spec, start=consumed, identity=inbox.identity))
+                self._told.clear()
+            case Opened():
+                if inbox_opened := self._inboxes.get(message.stream):
+                    expected = 12 * message.size * message.size
+                    if len(payload) != 1 or len(payload[0]) != expected:
+                        raise PeerError(f"the loader's mean image is not of {expected} bytes")
+                    mean = np.frombuffer(payload[0], "<f4").reshape(message.size, message.size, 3)
+                    inbox_opened.open(message, mean.copy())
+            case Failed():
+                if inbox_failed := self._inboxes.get(message.stream):
+                    kind = CorruptSampleError if message.row >= 0 else FourstageError
+                    inbox_failed.fail(kind(message.reason))
+            case Stages():
+                self.stages = message
+            case _:
+                log.warning("the loader sent %s, which is not for it to send", type(message).__name__)
+
+    def _on_augmenter(
+        self, peer: Peer, message: Message | PeerError, payload: list[Payload], now: float
+    ) -> tuple[bytes, bytes] | None:
+        """Handle one message; the source whose holdings changed."""
+        try:
+            if isinstance(message, PeerError):
+                raise message
+            if isinstance(message, Hello):
+                self._known[peer] = message
+                self._socket.send(peer, self._welcome(message))
+                return None
+            hello = self._known.get(peer)
+            if hello is None:
+                self._socket.send(peer, Who())
+                return None
+            if not isinstance(message, Batch):
+                raise PeerError(f"{hello.name} sent {type(message).__name__}, which is not for it to send")
+            return self._on_batch(peer, hello, message, payload, now)
+        except PeerError as error:
+            if self._telemetry:
+                self._telemetry.counter("fourstage_peer_errors_total").inc()
+            log.warning("dropped a message of an augmenter: %s", error)
+            return None
+
+    def _on_batch(
+        self, peer: Peer, hello: Hello, message: Batch, payload: list[Payload], now: float
+    ) -> tuple[bytes, bytes] | None:
+        if message.session != hello.session:
+            return None
+        key = (hello.peer, message.stream)
+        inbox = self._inboxes.get(message.stream)
+        if inbox is None:
+            gone = Holds(stream=message.stream, session=message.session, seen=message.number, seqs=())
+            self._socket.send(peer, gone)
+            return None
+        source = self._sources.setdefault(key, _Source(hello.name))
+        source.peer = peer
+        if source.session != message.session:
+            source.session, source.seen = message.session, 0
+        source.seen = max(source.seen, message.number)
+        if not inbox.is_new(message.seq):
+            if message.seq not in source.held and inbox.arrived.get(message.seq) != hello.peer:
+                inbox.duplicates += 1
+                if self._telemetry:
+                    self._telemetry.counter("fourstage_duplicates_dropped_total").inc()
+            return key
+        if not 2 <= len(payload) <= 3:
+            raise PeerError(f"batch with {len(payload)} payloads")
+        samples = decode_body(Samples, payload[0])
+        indices, labels = inbox.check(message, samples)
+        draws = Draws.unpack(payload[1], message.rows)
+        crop = inbox.spec.view.crop
+        size = message.rows * crop * crop * 3
+        if message.slot >= 0:
+            if source.arena is None:
+                raise PeerError(
+                    f"{hello.name} names slot {message.slot} of an arena that it never handed over"
+                )
+            pixels = source.arena.slot(message.slot, size)
+        elif len(payload) == 3 and len(payload[2]) == size:
+            pixels = payload[2]
+        else:
+            raise PeerError(f"inline batch without the {size} bytes of its pixels")
+        if inbox.info is None:
+            return key
+        source.held.add(message.seq)
+        inbox.put(
+            FeedBatch(
+                seq=message.seq,
+                place=inbox.info.plan.place(message.seq),
+                keys=samples.keys,
+                indices=indices,
+                labels=labels,
+                offsets=draws.offsets,
+                reflections=draws.reflections,
+                shifts=draws.shifts,
+                pixels=np.frombuffer(pixels, np.uint8).reshape(message.rows, crop, crop, 3),
+                identity=message.identity,
+                source=hello.peer,
+                arrived_at=now,
+                _release=inbox.give_back,
+            )
+        )
+        return key
+
+    def _welcome(self, hello: Hello) -> Welcome:
+        return Welcome(
+            peer=self._uuid,
+            session=hello.session,
+            build=fourstage.__version__,
+            side=os.fspath(self._side_path),
+            heartbeat_seconds=self._link.heartbeat,
+            silence_seconds=self._link.welcome.silence_seconds if self._link.welcome else 5.0,
+        )
+
+    def _send_holds(self, key: tuple[bytes, bytes], source: _Source) -> None:
+        if source.peer:
+            self._socket.send(
+                source.peer,
+                Holds(
+                    stream=key[1], session=source.session, seen=source.seen, seqs=tuple(sorted(source.held))
+                ),
+            )
+
+    def _send_progress(self, inbox: Inbox, beat: bool) -> None:
+        if inbox.info is None:
+            return
+        consumed, arrived = inbox.progress()
+        state = (consumed, arrived)
+        if beat or self._told.get(inbox.spec.stream) != state:
+            if self._link.send(Progress(stream=inbox.spec.stream, consumed=consumed, arrived=arrived)):
+                self._told[inbox.spec.stream] = state
+
+    # Side connections
+
+    def _on_descriptor(self, descriptor: int) -> None:
+        if descriptor == self._wake:
+            os.eventfd_read(self._wake)
+        elif descriptor == self._listener.fileno():
+            if (connection := side.accept(self._listener)) is not None:
+                self._strangers[connection.fileno()] = connection
+                self._waiter.add(connection.fileno())
+        elif descriptor in self._strangers:
+            self._on_stranger(self._strangers.pop(descriptor))
+        elif descriptor in self._side_of:
+            self._on_death(descriptor)
+
+    def _on_stranger(self, connection: socket.socket) -> None:
+        """An augmenter hands its arena of one stream over."""
+        try:
+            received = side.receive(connection)
+            if received is None or received[1] is None:
+                raise PeerError("a side connection without an arena")
+            packet, descriptor = received
+            arena = Arena.attach(descriptor, packet.slots, packet.slot_bytes)
+        except (PeerError, BlockingIOError) as error:
+            log.warning("dropped a side connection: %s", error)
+            self._waiter.remove(connection.fileno())
+            connection.close()
+            return
+        key = (packet.peer, packet.stream)
+        source = self._sources.setdefault(key, _Source(packet.peer.hex()[:8]))
+        if packet.stream not in self._inboxes or source.arena is not None:
+            if source.arena is None:
+                del self._sources[key]
+            arena.close()
+            self._waiter.remove(connection.fileno())
+            connection.close()
+            return
+        source.arena, source.connection = arena, connection
+        self._side_of[connection.fileno()] = key
+        side.send(connection, side.Packet(self._uuid, packet.stream))
+
+    def _on_death(self, descriptor: int) -> None:
+        """The owner of an arena is gone; what it finished stays whole as long as it is held."""
+        key = self._side_of[descriptor]
+        source = self._sources[key]
+        if not source.held:
+            self._drop_source(key)
+            return
+        self._waiter.remove(descriptor)
+        del self._side_of[descriptor]
+        if source.connection is not None:
+            source.connection.close()
+            source.connection = None
+        source.peer = b""
+
+    def _drop_source(self, key: tuple[bytes, bytes]) -> None:
+        source = self._sources.pop(key)
+        if source.connection is not None:
+            self._waiter.remove(source.connection.fileno())
+            self._side_of.pop(source.connection.fileno(), None)
+            source.connection.close()
+        if source.arena is not None:
+            source.arena.close()
+
+    def _shut(self) -> None:
+        for inbox in self._inboxes.values():
+            inbox.close()
+            self._link.send(Close(inbox.spec.stream))
+        self._link.close()
+        for key in list(self._sources):
+            self._drop_source(key)
+        for connection in self._strangers.values():
+            connection.close()
+        self._listener.close()
+        self._side_path.unlink(missing_ok=True)
+        self._socket.close(linger=False)
+        with self._wake_lock:
+            os.close(self._wake)
+            self._wake = -1
+
+
+def receiver_addresses(receiver: str, loader: str, sockets: Path) -> tuple[str, str]:
+    """Where to bind and what to tell augmenters; an empty second one is the bound address itself.
+
+    Raises SettingsError for anything but ``auto`` and ``tcp://HOST:PORT``.
+    """
+    if receiver == "auto":
+        if loader.startswith(("ipc:", "file:")):
+            return f"ipc://{socket_path(sockets, 'trainer-zmq')}", ""
+        host = urlsplit(loader).hostname or ""
+        own = _interface_towards(host)
+        return f"tcp://{own}:0", f"tcp://{own}:0"
+    parts = urlsplit(receiver)
+    if parts.scheme != "tcp" or not parts.hostname or parts.port is None:
+        raise SettingsError(f"receiver = {receiver!r}", hint='"auto" or tcp://HOST:PORT')
+    return f"tcp://*:{parts.port}", receiver
+
+
+def _interface_towards(host: str) -> str:
+    """This machine's address as seen from ``host``; nothing is sent to find out."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, 9))
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise SettingsError(f"loader.address: no way to {host!r}: {error.strerror}") from error
+
+
+def _as_error(error: BaseException) -> FourstageError:
+    return error if isinstance(error, FourstageError) else FourstageError(f"the feed failed: {error!r}")

@@ -1,0 +1,224 @@
+"""One stream as the trainer receives it: batches come in any order and leave in order, each once.
+
+The feed's thread puts batches in; the copy stage takes them out, gives their slots back and says how far training
+has come. Only the condition here is shared between the two.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fourstage.errors import FourstageError, PeerError
+from fourstage.order import BatchPlan, Order, Place
+from fourstage.wire.messages import Batch, Open, Opened, Samples
+
+
+@dataclass(slots=True)
+class FeedBatch:
+    """One batch in its slot.
+
+    pixels: uint8 (rows, crop, crop, 3), a read-only view that is valid until ``release``
+    labels: int32 (rows,); indices: int64 (rows,), the samples' numbers in the split
+    offsets: int32 (rows, 2); reflections: bool (rows,); shifts: float32 (rows, 3)
+    """
+
+    seq: int
+    place: Place
+    keys: tuple[str, ...]
+    indices: NDArray[np.int64]
+    labels: NDArray[np.int32]
+    offsets: NDArray[np.int32]
+    reflections: NDArray[np.bool_]
+    shifts: NDArray[np.float32]
+    pixels: NDArray[np.uint8]
+    identity: bytes
+    source: bytes
+    arrived_at: float
+    _release: Callable[["FeedBatch"], None]
+
+    def release(self) -> None:
+        """Nobody reads ``pixels`` any more: its slot may be used again."""
+        self.pixels = np.empty((0, 0, 0, 3), np.uint8)
+        self._release(self)
+
+
+@dataclass(slots=True)
+class Draws:
+    """A batch's draws as they travel."""
+
+    offsets: NDArray[np.int32]
+    reflections: NDArray[np.bool_]
+    shifts: NDArray[np.float32]
+
+    @classmethod
+    def unpack(cls, data: memoryview, rows: int) -> "Draws":
+        """Raises PeerError unless ``data`` holds the draws of exactly ``rows`` samples."""
+        if len(data) != rows * 21:
+            raise PeerError(f"{len(data)} bytes of draws for {rows} samples, expected {rows * 21}")
+        return cls(
+            np.frombuffer(data[: rows * 8], "<i4").reshape(rows, 2),
+            np.frombuffer(data[rows * 8 : rows * 9], np.uint8).astype(np.bool_),
+            np.frombuffer(data[rows * 9 :], "<f4").reshape(rows, 3),
+        )
+
+
+@dataclass(slots=True)
+class StreamInfo:
+    """What the loader said of a stream. mean: float32 (size, size, 3)."""
+
+    opened: Opened
+    mean: NDArray[np.float32]
+    plan: BatchPlan
+    order: Order
+
+
+@dataclass(slots=True)
+class Inbox:
+    """The stream's books. Methods of the consumer say so; all others belong to the feed's thread."""
+
+    spec: Open
+    wake: Callable[[], None]
+    consumed: int = 0
+    """Everything before this was trained on."""
+    info: StreamInfo | None = None
+    error: FourstageError | None = None
+    identity: bytes = b""
+    duplicates: int = 0
+    closed: bool = False
+    arrived: dict[int, bytes] = field(default_factory=dict)
+    """Batches at or after ``consumed`` that have arrived, and from which worker."""
+    _ready: dict[int, FeedBatch] = field(default_factory=dict)
+    _next: int = 0
+    _released: list[FeedBatch] = field(default_factory=list)
+    _condition: threading.Condition = field(default_factory=threading.Condition)
+
+    def __post_init__(self) -> None:
+        self.consumed = self._next = self.spec.start
+        self.identity = self.spec.identity
+
+    # The consumer's
+
+    def opened(self, timeout: float) -> StreamInfo:
+        """Wait for the loader's answer. Raises what went wrong, TimeoutError after ``timeout`` seconds."""
+        with self._condition:
+            self._condition.wait_for(lambda: self.info or self.error, timeout)
+            if self.error:
+                raise self.error
+            if self.info is None:
+                raise TimeoutError
+            return self.info
+
+    def next(self, timeout: float) -> FeedBatch | None:
+        """The next batch in order; None where it has not come within ``timeout`` seconds. Raises what went wrong."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._next in self._ready or self.error or self.closed, timeout)
+            if self.error:
+                raise self.error
+            batch = self._ready.pop(self._next, None)
+            if batch is not None:
+                self._next += 1
+            return batch
+
+    def train_on(self, seq: int) -> None:
+        """Batch ``seq`` was trained on: the window moves, and a checkpoint may say so."""
+        with self._condition:
+            self.consumed = max(self.consumed, seq + 1)
+        self.wake()
+
+    @property
+    def waiting(self) -> int:
+        """Batches that lie here, in order or not, and were not taken."""
+        return len(self._ready)
+
+    @property
+    def done(self) -> bool:
+        """Every batch was taken."""
+        return self.info is not None and self._next >= self.info.opened.end
+
+    # The feed's
+
+    def open(self, opened: Opened, mean: NDArray[np.float32]) -> None:
+        """The loader has opened the stream, or opened it again after a restart."""
+        plan = BatchPlan(
+            opened.samples, self.spec.batch_size, self.spec.remainder, self.spec.rank, self.spec.world
+        )
+        order = Order(plan, seed=self.spec.seed, shuffle=self.spec.shuffle)
+        with self._condition:
+            if self.info is None:
+                self.info = StreamInfo(opened, mean, plan, order)
+            elif self.info.opened.fingerprint != opened.fingerprint:
+                self.error = FourstageError("the loader came back with another store")
+            self._condition.notify_all()
+
+    def fail(self, error: FourstageError) -> None:
+        """The stream cannot go on."""
+        with self._condition:
+            self.error = self.error or error
+            self._condition.notify_all()
+
+    def is_new(self, seq: int) -> bool:
+        """Whether batch ``seq`` belongs to the stream and has not arrived."""
+        if self.info is None or seq >= self.info.opened.end:
+            raise PeerError(f"batch {seq} is not of this stream")
+        return seq >= self.consumed and seq not in self.arrived
+
+    def check(self, message: Batch, samples: Samples) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Indices and labels of a batch. Raises PeerError where they are not what the order says."""
+        if self.info is None:
+            raise PeerError("batch before the stream was opened")
+        place = self.info.plan.place(message.seq)
+        indices = np.frombuffer(samples.indices, "<i8") if len(samples.indices) % 8 == 0 else np.empty(0)
+        labels = np.frombuffer(samples.labels, "<i4") if len(samples.labels) % 4 == 0 else np.empty(0)
+        if not (message.rows == place.rows == len(indices) == len(labels) == len(samples.keys)):
+            raise PeerError(
+                f"batch {message.seq} has {message.rows} rows, {len(indices)} indices, {len(labels)} labels and "
+                f"{len(samples.keys)} keys; expected {place.rows} of each"
+            )
+        if not np.array_equal(indices, self.info.order.indices(message.seq)):
+            raise PeerError(f"batch {message.seq} is not made of the samples that the order says")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.info.opened.classes):
+            raise PeerError(f"batch {message.seq} has labels from {labels.min()} to {labels.max()}")
+        if self.identity and message.identity != self.identity:
+            raise PeerError(
+                f"batch {message.seq} was made by identity {message.identity.hex()}, not {self.identity.hex()}"
+            )
+        return indices, labels
+
+    def put(self, batch: FeedBatch) -> None:
+        """A batch that ``is_new`` has arrived."""
+        with self._condition:
+            self.identity = batch.identity
+            self.arrived[batch.seq] = batch.source
+            self._ready[batch.seq] = batch
+            self._condition.notify_all()
+
+    def progress(self) -> tuple[int, tuple[int, ...]]:
+        """Consumed, and what has arrived beyond."""
+        with self._condition:
+            consumed = self.consumed
+        for seq in [seq for seq in self.arrived if seq < consumed]:
+            del self.arrived[seq]
+        return consumed, tuple(sorted(self.arrived))
+
+    def released(self) -> list[FeedBatch]:
+        """Batches whose slots were given back since the last call."""
+        with self._condition:
+            released, self._released = self._released, []
+            return released
+
+    def give_back(self, batch: FeedBatch) -> None:
+        """Called by ``FeedBatch.release``."""
+        with self._condition:
+            self._released.append(batch)
+        self.wake()
+
+    def close(self) -> None:
+        """Nobody will take anything any more."""
+        with self._condition:
+            self.closed = True
+            self._ready.clear()
+            self._condition.notify_all()

@@ -1,0 +1,140 @@
+"""What a person sees of a run: a live view on a terminal, plain lines elsewhere, a table in the end."""
+
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+_PLAIN_SECONDS = 10.0
+_BAR = 20
+_STAGES = (
+    ("load", "read from disk", "loaded"),
+    ("transform", "decode, crop, reflect", "leased"),
+    ("copy", "to the device", "arrived"),
+    ("train", "", ""),
+)
+
+
+class LiveView:
+    """Call with every new status."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self._next = 0.0
+        self._epoch = -1
+
+    def __call__(self, status: dict[str, Any]) -> None:
+        if self._live is not None:
+            self._live.update(render(status))
+            return
+        now = time.monotonic()
+        if now >= self._next or status["state"] not in ("running", "validating"):
+            self._next = now + _PLAIN_SECONDS
+            self._console.print(plain(status), soft_wrap=True, highlight=False, markup=False)
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.__enter__()
+            self._live.update(Text("starting loader, augmenters and trainer …"))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.__exit__(kind, error, trace)
+
+
+def plain(status: dict[str, Any]) -> str:
+    """One line for a log."""
+    parts = [f"step {status['step']}/{status['steps']}", f"epoch {status['epoch']}"]
+    if status["loss"] is not None:
+        parts.append(f"loss {status['loss']:.4f}")
+    if status["val"]:
+        parts.append(f"val top-1 error {status['val']['top1_error']:.1%}")
+    parts += [f"{status['images_per_second']:,.0f} images/s", duration(status["seconds_left"]) + " left"]
+    return ", ".join(parts) + f" | {status['bottleneck']}"
+
+
+def render(status: dict[str, Any]) -> Group:
+    """The live view: where the run stands, a line per stage, what it waits for."""
+    done = status["step"] / status["steps"] if status["steps"] else 0.0
+    head = Text.assemble(
+        (f" {status['state']} ", "bold reverse"),
+        f"  step {status['step']:,} of {status['steps']:,}  epoch {status['epoch']}  ",
+        (_bar(done), "cyan"),
+        f" {done:.0%}  {status['images_per_second']:,.0f} images/s  {duration(status['seconds_left'])} left",
+    )
+    figures = Text("  ")
+    if status["loss"] is not None:
+        figures.append(f"loss {status['loss']:.4f}   learning rate {status['learning_rate']:g}")
+    for split, name in (("train", "training"), ("val", "validation")):
+        if rates := status[split]:
+            figures.append(f"   {name} error: top-1 {rates['top1_error']:.1%}")
+            if rates["top5_error"] is not None:
+                figures.append(f", top-5 {rates['top5_error']:.1%}")
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    for title in ("stage", "busy", "", "waits for input", "waits for room", "batches in hand"):
+        table.add_column(title, justify="right" if title.startswith(("waits", "batches", "busy")) else "left")
+    for name, _, queue in _STAGES:
+        part = status["stages"][name]
+        label = f"{name} ×{status['augmenters']}" if name == "transform" else name
+        table.add_row(
+            label,
+            f"{part['busy']:.0%}",
+            Text(_bar(part["busy"]), style="green"),
+            f"{part['wait_upstream']:.0%}",
+            f"{part['wait_downstream']:.0%}",
+            f"{status['queues'][queue]} of {status['window']}" if queue else "1",
+        )
+    sentence = Text.assemble("  ", (status["bottleneck"], "bold yellow"))
+    return Group(head, figures, table, sentence)
+
+
+def final_table(summary: dict[str, Any]) -> Table:
+    """The end of a run."""
+    table = Table(title=f"run {summary['state']}", show_header=False, title_justify="left")
+    final, receipt = summary["final"], summary["receipt"]
+    rows = [
+        ("steps", f"{summary['steps']:,}"),
+        ("images", f"{summary['images']:,} at {summary['images_per_second']:,.0f} a second"),
+        ("time", f"{duration(summary['seconds'])}, the first batch after {summary['start_seconds']:.1f} s"),
+    ]
+    if final["loss"] is not None:
+        rows.append((f"{final['split'] or 'last'} loss", f"{final['loss']:.4f}"))
+    if final["top1_error"] is not None:
+        rows.append((f"{final['split']} top-1 error", f"{final['top1_error']:.2%}"))
+    if final["top5_error"] is not None:
+        rows.append((f"{final['split']} top-5 error", f"{final['top5_error']:.2%}"))
+    rows += [
+        ("waiting for data", f"{summary['data_wait_fraction']:.1%} of the train stage's time"),
+        ("bottleneck", summary["bottleneck"]),
+        ("receipt", f"{receipt['digest']}, {receipt['delivered']:,} samples, each once per epoch"),
+        ("repeated work", f"{receipt['redispatched']} leases given again, {receipt['duplicates_dropped']} copies dropped"),
+    ]
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person says them."""
+    if seconds is None:
+        return "unknown time"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _bar(share: float) -> str:
+    filled = round(max(0.0, min(1.0, share)) * _BAR)
+    return "━" * filled + "╌" * (_BAR - filled)

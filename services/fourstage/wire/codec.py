@@ -1,0 +1,102 @@
+"""Messages and frames; the only msgpack.
+
+::
+
+    frame 0    '4' 'S'  protocol  type        4 bytes
+    frame 1    msgpack map: the message's fields by name
+    frame 2..  payloads, raw bytes, as the message's type says
+
+Any bytes give a message or a PeerError, nothing else.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgpack
+from pydantic import ValidationError
+
+from fourstage.errors import PeerError
+from fourstage.views import View
+from fourstage.wire.messages import PROTOCOL, TYPES, Beat, Message, Open, Stages, Stream, Usage
+
+M = TypeVar("M", bound=Message)
+D = TypeVar("D")
+
+MAGIC = b"4S"
+MAX_FRAMES = 5
+"""Header, body and at most three payloads."""
+MAX_BODY = 4 << 20
+"""Bytes of frame 1: 100,000 class names of 40 bytes."""
+
+_HEADERS = {message: MAGIC + bytes((PROTOCOL, byte)) for byte, message in TYPES.items()}
+_LIMITS = {
+    "max_str_len": 1 << 12,
+    "max_bin_len": 1 << 20,
+    "max_array_len": 1 << 20,
+    "max_map_len": 64,
+    "max_ext_len": 0,
+}
+_NESTED: dict[type, dict[str, type]] = {
+    Open: {"view": View},
+    Stream: {"view": View},
+    Beat: {"usage": Usage},
+    Stages: {"load": Usage, "transform": Usage},
+}
+_FIELDS = {message: tuple(field.name for field in dataclasses.fields(message)) for message in TYPES.values()}
+
+
+def encode(message: Message) -> list[bytes]:
+    """The header frame and the body frame of a message; payload frames follow as they are."""
+    return [_HEADERS[type(message)], encode_body(message)]
+
+
+def encode_body(message: Message) -> bytes:
+    """The msgpack map alone, as ``Samples`` travels inside a payload frame."""
+    body = msgpack.packb({name: _plain(getattr(message, name)) for name in _FIELDS[type(message)]})
+    return bytes(body)
+
+
+def decode(frames: Sequence[bytes | memoryview]) -> Message:
+    """The message of the first two frames. Raises PeerError for anything that is not one."""
+    if not 2 <= len(frames) <= MAX_FRAMES:
+        raise PeerError(f"{len(frames)} frames; a message has 2 to {MAX_FRAMES}")
+    header = bytes(frames[0][:5])
+    if len(header) != 4 or header[:2] != MAGIC:
+        raise PeerError(f"frame 0 is {header!r}, not a fourstage header")
+    if header[2] != PROTOCOL:
+        raise PeerError(f"protocol {header[2]}; this side speaks {PROTOCOL}", hint="run one version everywhere")
+    kind = TYPES.get(header[3])
+    if kind is None:
+        raise PeerError(f"unknown message type {header[3]}")
+    return decode_body(kind, frames[1])
+
+
+def decode_body(kind: type[M], body: bytes | memoryview) -> M:
+    """A message of a known type from its msgpack map. Raises PeerError."""
+    if len(body) > MAX_BODY:
+        raise PeerError(f"{kind.__name__} of {len(body)} bytes; the limit is {MAX_BODY}")
+    try:
+        fields: Any = msgpack.unpackb(body, use_list=False, strict_map_key=True, **_LIMITS)
+    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+        raise PeerError(f"{kind.__name__} is not msgpack: {error}") from error
+    try:
+        return _build(kind, fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise PeerError(f"{kind.__name__}.{place}: {first['msg']}") from error
+
+
+def _build(kind: type[D], fields: object) -> D:
+    """A dataclass from a map; pydantic checks every field, but in strict mode takes no map for a dataclass."""
+    if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
+        raise PeerError(f"{kind.__name__} is not a map of names")
+    nested = {name: _build(inner, fields[name]) for name, inner in _NESTED.get(kind, {}).items() if name in fields}
+    return kind(**(fields | nested))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return value

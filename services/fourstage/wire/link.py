@@ -1,0 +1,169 @@
+"""A peer's connection to the loader: found, lost and found again, also at another address."""
+
+import logging
+import secrets
+import socket
+from typing import Literal
+
+import fourstage
+from fourstage.errors import FourstageError, PeerError, RefusedError
+from fourstage.wire import side
+from fourstage.wire.messages import PROTOCOL, Bye, Hello, Message, Refused, Welcome, Who
+from fourstage.wire.sockets import Dialled, Payload, Waiter, resolve
+
+log = logging.getLogger(__name__)
+
+_MAX_FRAME = 1 << 30
+"""Bytes of the largest inline frame: one batch of JPEG images."""
+_REDIAL_SECONDS = 0.5
+_SIDE_SECONDS = 5.0
+
+
+class LoaderLink:
+    """HELLO, WELCOME and the side connection, kept up by ``turn``."""
+
+    def __init__(
+        self, address: str, *, role: Literal["augmenter", "trainer"], name: str, waiter: Waiter, identity: bytes = b""
+    ) -> None:
+        self.peer = secrets.token_bytes(16)
+        self.session = 0
+        self.welcome: Welcome | None = None
+        self.side: socket.socket | None = None
+        self.lost_since: float | None = None
+        self._address = address
+        self._role: Literal["augmenter", "trainer"] = role
+        self._name = name
+        self._identity = identity
+        self._waiter = waiter
+        self._socket: Dialled | None = None
+        self._heard = float("-inf")
+        self._dialled = float("-inf")
+        self._greeted = False
+
+    @property
+    def heartbeat(self) -> float:
+        """Seconds between two of this peer's heartbeats, as the loader wants it."""
+        return self.welcome.heartbeat_seconds if self.welcome else 0.5
+
+    def turn(self, now: float) -> list[tuple[Message, list[Payload]]]:
+        """Everything that has come. A Welcome among it means: a new session, tell the loader all you hold.
+
+        Raises RefusedError when the loader will not have us.
+        """
+        if self._socket is None or self._is_lost(now):
+            self._dial(now)
+        if self._socket is None:
+            return []
+        if not self._greeted:
+            self._greet()
+        received = []
+        while (arrival := self._socket.receive()) is not None:
+            message, payload = arrival
+            if isinstance(message, PeerError):
+                log.warning("dropped a message of the loader: %s", message)
+                continue
+            self._heard = now
+            if isinstance(message, Welcome):
+                if message.session == self.session and self._is_news(message):
+                    self._on_welcome(message)
+                    received.append(arrival)
+            elif isinstance(message, Who):
+                self._greet()
+            elif isinstance(message, Refused):
+                raise RefusedError(f"the loader refused this {self._role}: {message.reason}")
+            elif isinstance(message, Bye):
+                self._heard = float("-inf")
+            elif self.welcome is not None:
+                received.append((message, payload))
+        return received
+
+    def send(self, message: Message) -> bool:
+        """Queue a message; False while the loader is away."""
+        return self._socket is not None and self.welcome is not None and self._socket.send(message)
+
+    def close(self) -> None:
+        """Say goodbye and hang up."""
+        if self._socket is not None:
+            self._socket.send(Bye())
+            self._waiter.remove(self._socket)
+            self._socket.close()
+        if self.side is not None:
+            self.side.close()
+
+    def _is_lost(self, now: float) -> bool:
+        if now - self._dialled < _REDIAL_SECONDS:
+            return False
+        if self.welcome is None:
+            return True
+        silent = now - self._heard > self.welcome.silence_seconds
+        return silent or (self.side is not None and side.hung_up(self.side))
+
+    def _dial(self, now: float) -> None:
+        if now - self._dialled < _REDIAL_SECONDS:
+            return
+        self._dialled = now
+        if self.welcome is not None:
+            log.warning("the loader is away")
+        if self.lost_since is None:
+            self.lost_since = now
+        self.welcome = None
+        self._greeted = False
+        if self.side is not None:
+            self.side.close()
+            self.side = None
+        try:
+            address = resolve(self._address)
+        except FourstageError:
+            return
+        if self._socket is not None:
+            if self._socket.address == address:
+                # The socket reconnects by itself; a second one would only be another stranger.
+                return
+            self._waiter.remove(self._socket)
+            self._socket.close(linger=False)
+        self._socket = Dialled(address, max_frame=_MAX_FRAME)
+        self._waiter.add(self._socket)
+
+    def _greet(self) -> None:
+        if self._socket is None:
+            return
+        self.session += 1
+        hello = Hello(
+            protocol=PROTOCOL,
+            role=self._role,
+            peer=self.peer,
+            session=self.session,
+            name=self._name,
+            build=fourstage.__version__,
+            identity=self._identity,
+        )
+        self._greeted = self._socket.send(hello)
+        if not self._greeted:
+            self.session -= 1
+
+    def _is_news(self, message: Welcome) -> bool:
+        return self.welcome is None or self.welcome.session != message.session or self.welcome.peer != message.peer
+
+    def _on_welcome(self, message: Welcome) -> None:
+        same_loader = self.welcome is not None and self.welcome.peer == message.peer
+        self.welcome = message
+        self.lost_since = None
+        if same_loader and self.side is not None:
+            return
+        if self.side is not None:
+            self.side.close()
+        self.side = self._connect_side(message)
+
+    def _connect_side(self, message: Welcome) -> socket.socket | None:
+        connection = side.connect(message.side, _SIDE_SECONDS)
+        if connection is None:
+            return None
+        try:
+            answer = side.receive(connection) if side.send(connection, side.Packet(self.peer, b"")) else None
+        except (PeerError, TimeoutError) as error:
+            log.warning("no side connection to the loader: %s", error)
+            answer = None
+        if answer is None or answer[0].peer != message.peer:
+            connection.close()
+            return None
+        return connection

@@ -1,0 +1,173 @@
+"""The only zmq: one end that binds (ROUTER) and one that connects (DEALER), both never blocking."""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeAlias
+
+import zmq
+
+from fourstage.errors import FourstageError, PeerError, SettingsError
+from fourstage.wire.codec import MAX_BODY, MAX_FRAMES, decode, encode
+from fourstage.wire.messages import Message
+
+Payload: TypeAlias = memoryview
+Peer: TypeAlias = bytes
+"""The connection's identity, given by the ROUTER; another one after every reconnect."""
+
+_CONTROL_HIGH_WATER = 1000
+"""Messages; credits bound those that carry batches to a few (PITFALLS: the mark counts messages, not bytes)."""
+_LINGER_MS = 1000
+
+
+class _Socket:
+    """What both ends share. Without a context it has one of its own, so that closing touches nothing else."""
+
+    def __init__(self, kind: int, max_frame: int, context: "zmq.Context[zmq.Socket[bytes]] | None" = None) -> None:
+        self._owned = context is None
+        self._context = context or zmq.Context()
+        self.socket: zmq.Socket[bytes] = self._context.socket(kind)
+        self.socket.setsockopt(zmq.LINGER, _LINGER_MS)
+        self.socket.setsockopt(zmq.SNDHWM, _CONTROL_HIGH_WATER)
+        self.socket.setsockopt(zmq.RCVHWM, _CONTROL_HIGH_WATER)
+        self.socket.setsockopt(zmq.MAXMSGSIZE, max_frame)
+        self.socket.setsockopt(zmq.IPV6, 1)
+
+    def _send(self, frames: list[bytes | memoryview]) -> bool:
+        try:
+            self.socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EHOSTUNREACH:
+                return False
+            raise
+        return True
+
+    def _receive(self, expected: int) -> list[memoryview] | None:
+        try:
+            frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+        if len(frames) > expected:
+            # The first frame is kept: on a ROUTER it says who sent too much.
+            return [frames[0].buffer]
+        return [frame.buffer for frame in frames]
+
+    def close(self, linger: bool = True) -> None:
+        """Close; queued messages get a second to leave."""
+        self.socket.close(_LINGER_MS if linger else 0)
+        if self._owned:
+            self._context.term()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(linger=error is None)
+
+
+class Bound(_Socket):
+    """The end that binds: many peers, each with an identity that the connection gives it."""
+
+    def __init__(self, address: str, *, max_frame: int = MAX_BODY) -> None:
+        """Bind. Raises SettingsError where the address is taken or malformed."""
+        super().__init__(zmq.ROUTER, max_frame)
+        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        try:
+            self.socket.bind(address)
+        except zmq.ZMQError as error:
+            self.close(linger=False)
+            in_use = error.errno == zmq.EADDRINUSE
+            raise SettingsError(
+                f"cannot bind {address}: {error.strerror}",
+                hint="stop what listens there or choose another port" if in_use else "tcp://ADDRESS:PORT or ipc://PATH",
+            ) from error
+        self.address = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def send(self, peer: Peer, message: Message, payload: Sequence[bytes | memoryview] = ()) -> bool:
+        """Queue a message; False where the peer is gone or its queue is full."""
+        return self._send([peer, *encode(message), *payload])
+
+    def receive(self) -> tuple[Peer, Message | PeerError, list[Payload]] | None:
+        """The next message, or the error that its bytes are, with the peer that sent it; None: none waits."""
+        frames = self._receive(MAX_FRAMES + 1)
+        if frames is None:
+            return None
+        peer = bytes(frames[0])
+        try:
+            return peer, decode(frames[1:]), frames[3:]
+        except PeerError as error:
+            return peer, error, []
+
+
+class Dialled(_Socket):
+    """The end that connects to one address."""
+
+    def __init__(
+        self, address: str, *, max_frame: int = MAX_BODY, context: "zmq.Context[zmq.Socket[bytes]] | None" = None
+    ) -> None:
+        """Connect; raises SettingsError for a malformed address. The peer need not be there yet."""
+        super().__init__(zmq.DEALER, max_frame, context)
+        # Without it a returning peer is met by everything that was said to nobody.
+        self.socket.setsockopt(zmq.IMMEDIATE, 1)
+        self.socket.setsockopt(zmq.RECONNECT_IVL, 50)
+        self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        self.address = address
+        try:
+            self.socket.connect(address)
+        except zmq.ZMQError as error:
+            self.close(linger=False)
+            raise SettingsError(
+                f"cannot connect to {address!r}: {error.strerror}", hint="tcp://HOST:PORT, ipc://PATH or file:PATH"
+            ) from error
+
+    def send(self, message: Message, payload: Sequence[bytes | memoryview] = ()) -> bool:
+        """Queue a message; False where nobody is connected or the queue is full."""
+        return self._send([*encode(message), *payload])
+
+    def receive(self) -> tuple[Message | PeerError, list[Payload]] | None:
+        """The next message or the error that its bytes are; None: none waits."""
+        frames = self._receive(MAX_FRAMES)
+        if frames is None:
+            return None
+        try:
+            return decode(frames), frames[2:]
+        except PeerError as error:
+            return error, []
+
+
+def resolve(address: str) -> str:
+    """The address to connect to; ``file:PATH`` is read, and read again on every reconnect.
+
+    Raises FourstageError while the file is not there yet.
+    """
+    if not address.startswith("file:"):
+        return address
+    path = Path(address.removeprefix("file:"))
+    try:
+        return path.read_text("utf-8").strip()
+    except OSError as error:
+        raise FourstageError(f"no loader has written its address to {path}") from error
+
+
+class Waiter:
+    """Sleeps until a socket or a file descriptor is readable."""
+
+    def __init__(self) -> None:
+        self._poller = zmq.Poller()
+
+    def add(self, source: "_Socket | int") -> None:
+        self._poller.register(source.socket if isinstance(source, _Socket) else source, zmq.POLLIN)
+
+    def remove(self, source: "_Socket | int") -> None:
+        with contextlib.suppress(KeyError):
+            self._poller.unregister(source.socket if isinstance(source, _Socket) else source)
+
+    def wait(self, seconds: float) -> set[int]:
+        """Sleep at most that long; the file descriptors that are readable."""
+        events = self._poller.poll(max(0, int(seconds * 1000 + 0.999)))
+        return {source for source, _ in events if isinstance(source, int)}
