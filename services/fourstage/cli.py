@@ -46,7 +46,8 @@ SettingsOption = Annotated[
     str | None, typer.Option("--settings", help="TOML file or recipe; FOURSTAGE_* variables go over it.")
 ]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, for example batch_size=64.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, for example batch_size=64."),
 ]
 AnnounceOption = Annotated[Path | None, typer.Option("--announce", hidden=True)]
 LifelineOption = Annotated[bool, typer.Option("--lifeline", hidden=True)]
@@ -67,7 +68,9 @@ def top(
 
 @app.command()
 def prepare(
-    source: Annotated[Path, typer.Argument(help="Folder or tar of class folders, ILSVRC's archive, or a flat one.")],
+    source: Annotated[
+        Path, typer.Argument(help="Folder or tar of class folders, ILSVRC's archive, or a flat one.")
+    ],
     store: Annotated[Path, typer.Argument(help="Directory to make, or to add a split to.")],
     split: Annotated[str, typer.Option(help="Name of the split.")] = "train",
     labels: Annotated[Path | None, typer.Option(help="For a flat source: lines 'FILE CLASS'.")] = None,
@@ -103,7 +106,8 @@ def prepare(
 
 @app.command()
 def verify(
-    store: Annotated[Path, typer.Argument(help="Directory made by fourstage prepare.")], json_: JsonOption = False
+    store: Annotated[Path, typer.Argument(help="Directory made by fourstage prepare.")],
+    json_: JsonOption = False,
 ) -> None:
     """Read every byte of a store and compare it with its index."""
     from dataclasses import asdict
@@ -128,7 +132,9 @@ def run(
     run_dir: RunDirOption,
     recipe: Annotated[str | None, typer.Option(help="Name of a recipe, or a TOML file.")] = None,
     augmenters: Annotated[str, typer.Option(help="Number of augmenters, or auto.")] = "auto",
-    max_steps: Annotated[int | None, typer.Option(help="Stop after this many steps since the beginning.")] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(help="Stop after this many steps since the beginning.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of order, draws, weights and dropout.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
@@ -181,7 +187,9 @@ def run(
         console.print(final_table(summary))
     if code == 130:
         again = ["fourstage", "run", "--store", str(store), "--run-dir", str(run_dir), "--resume"]
-        Console(stderr=True).print(f"interrupted after step {summary['steps']}; go on with: {shlex.join(again)}")
+        Console(stderr=True).print(
+            f"interrupted after step {summary['steps']}; go on with: {shlex.join(again)}"
+        )
     raise typer.Exit(code)
 
 

@@ -20,7 +20,7 @@ Plane: TypeAlias = NDArray[np.floating]
 """float32 (height, width)."""
 
 SMALLEST_SIDE = 120
-LARGEST_SIDE = 320
+LARGEST_SIDE = 256
 
 VALIDATION_NUMBERS = 500_000
 """Validation photographs are numbered from here, so that none is ever a training photograph as well."""

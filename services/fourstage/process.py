@@ -83,6 +83,7 @@ def socket_path(folder: Path, name: str) -> Path:
     path = folder / f"{name}-{secrets.token_hex(4)}"
     if len(os.fsencode(path)) > MAX_PATH:
         raise SettingsError(
-            f"{path} is longer than the {MAX_PATH} bytes of a Unix socket's path", hint="set a shorter sockets folder"
+            f"{path} is longer than the {MAX_PATH} bytes of a Unix socket's path",
+            hint="set a shorter sockets folder",
         )
     return path

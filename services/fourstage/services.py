@@ -1,5 +1,4 @@
-"""The three services as processes: parse, build, announce, run, close. Containers and the local engine start them.
-"""
+"""The three services as processes: parse, build, announce, run, close. Containers and the local engine start them."""
 
 import json
 import logging

@@ -16,7 +16,14 @@ from typing import Literal
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.types import StartResponse, WSGIEnvironment
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, make_wsgi_app
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    make_wsgi_app,
+)
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -27,7 +34,11 @@ from fourstage.wire.messages import Usage
 
 Role = Literal["loader", "augmenter", "trainer"]
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-STAGES: dict[Role, tuple[str, ...]] = {"loader": ("load",), "augmenter": ("transform",), "trainer": ("copy", "train")}
+STAGES: dict[Role, tuple[str, ...]] = {
+    "loader": ("load",),
+    "augmenter": ("transform",),
+    "trainer": ("copy", "train"),
+}
 HEALTHY_SECONDS = 30.0
 """A data loop that has not turned for this long is ill, whatever its HTTP thread says."""
 
@@ -73,10 +84,23 @@ METRICS = (
         (("augmenter",), ("trainer",)),
         ("loader",),
     ),
-    Metric("fourstage_leases_expired_total", "counter", "Workers whose leases ended by silence.", roles=("loader",)),
-    Metric("fourstage_workers_died_total", "counter", "Workers that died or left without a goodbye.", roles=("loader",)),
     Metric(
-        "fourstage_redispatched_total", "counter", "Leases that were not their batch's first.", roles=("loader",)
+        "fourstage_leases_expired_total",
+        "counter",
+        "Workers whose leases ended by silence.",
+        roles=("loader",),
+    ),
+    Metric(
+        "fourstage_workers_died_total",
+        "counter",
+        "Workers that died or left without a goodbye.",
+        roles=("loader",),
+    ),
+    Metric(
+        "fourstage_redispatched_total",
+        "counter",
+        "Leases that were not their batch's first.",
+        roles=("loader",),
     ),
     Metric(
         "fourstage_duplicates_dropped_total",
@@ -85,7 +109,13 @@ METRICS = (
         roles=("trainer",),
     ),
     Metric("fourstage_peer_errors_total", "counter", "Messages that the protocol does not allow, dropped."),
-    Metric("fourstage_slots", "gauge", "Slots of this process's arenas, by state.", ("state",), (("free",), ("used",))),
+    Metric(
+        "fourstage_slots",
+        "gauge",
+        "Slots of this process's arenas, by state.",
+        ("state",),
+        (("free",), ("used",)),
+    ),
     Metric(
         "fourstage_data_wait_seconds_total",
         "counter",
@@ -93,7 +123,9 @@ METRICS = (
         ("rank",),
         roles=("trainer",),
     ),
-    Metric("fourstage_step_seconds", "histogram", "Seconds of one training step.", ("rank",), roles=("trainer",)),
+    Metric(
+        "fourstage_step_seconds", "histogram", "Seconds of one training step.", ("rank",), roles=("trainer",)
+    ),
     Metric("fourstage_steps_total", "counter", "Training steps done.", roles=("trainer",)),
     Metric("fourstage_loss", "gauge", "Mean loss of the last training step reported.", roles=("trainer",)),
     Metric("fourstage_learning_rate", "gauge", "Present learning rate.", roles=("trainer",)),
@@ -162,7 +194,7 @@ class Telemetry:
     """The metrics of one process and its two pages."""
 
     def __init__(self, role: Role, settings: MetricsSettings, version: str) -> None:
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)

@@ -24,7 +24,9 @@ class LiveView:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self._live = (
+            Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        )
         self._next = 0.0
         self._epoch = -1
 
@@ -115,7 +117,10 @@ def final_table(summary: dict[str, Any]) -> Table:
         ("waiting for data", f"{summary['data_wait_fraction']:.1%} of the train stage's time"),
         ("bottleneck", summary["bottleneck"]),
         ("receipt", f"{receipt['digest']}, {receipt['delivered']:,} samples, each once per epoch"),
-        ("repeated work", f"{receipt['redispatched']} leases given again, {receipt['duplicates_dropped']} copies dropped"),
+        (
+            "repeated work",
+            f"{receipt['redispatched']} leases given again, {receipt['duplicates_dropped']} copies dropped",
+        ),
     ]
     for name, value in rows:
         table.add_row(name, value)

@@ -14,7 +14,11 @@ import torch
 from torch import Tensor
 
 from fourstage.errors import CheckpointError
+from fourstage.settings import ModelSettings
 from fourstage.trainer.checkpoint import Checkpoint, CheckpointState, latest, load, read, save
+from fourstage.trainer.evaluate import mean_cross_entropy
+from fourstage.trainer.networks import Network, build_network
+from fourstage.trainer.optimizer import MomentumSGD
 
 STATE = CheckpointState(
     step=7,
@@ -72,6 +76,38 @@ def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
     for name, value in tensors(7.0).items():
         assert torch.equal(model[name], value)
         assert torch.equal(optimizer[name], -value)
+
+
+def test_a_run_without_tensors_has_checkpoints_too(tmp_path: Path) -> None:
+    save(tmp_path, STATE, model={}, optimizer={}, keep=2)
+    load(newest(tmp_path), model={}, optimizer={})
+    assert newest(tmp_path).state == STATE
+
+
+def test_a_resumed_run_has_the_same_weights_to_the_last_bit(tmp_path: Path) -> None:
+    images = torch.randint(-128, 128, (8, 3, 16, 16), generator=torch.Generator().manual_seed(0)).float()
+
+    def begin(seed: int) -> tuple[Network, MomentumSGD]:
+        network = build_network(ModelSettings(name="cifar"), classes=4, crop=16, seed=seed)
+        return network, MomentumSGD(network.named_parameters(), momentum=0.9, weight_decay=0.0005)
+
+    def train(network: Network, optimizer: MomentumSGD, rates: list[float]) -> None:
+        for rate in rates:
+            network.zero_grad()
+            loss = mean_cross_entropy(network(images), torch.arange(8) % 4, batch_size=8)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step(rate)
+
+    whole, rule = begin(0)
+    train(whole, rule, [0.001, 0.001, 0.0001, 0.0001])
+    network, optimizer = begin(0)
+    train(network, optimizer, [0.001, 0.001])
+    save(tmp_path, STATE, model=network.state_dict(), optimizer=optimizer.state, keep=1)
+    network, optimizer = begin(1)
+    load(newest(tmp_path), model=network.state_dict(), optimizer=optimizer.state)
+    train(network, optimizer, [0.0001, 0.0001])
+    for ours, expected in zip(network.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(ours, expected)
 
 
 def test_a_run_without_checkpoints_has_none(tmp_path: Path) -> None:

@@ -48,7 +48,15 @@ class Outbox:
     """Slots and trainer connection of one stream."""
 
     def __init__(
-        self, spec: Stream, *, peer: bytes, name: str, identity: bytes, slots: int, memory: int, waiter: Waiter
+        self,
+        spec: Stream,
+        *,
+        peer: bytes,
+        name: str,
+        identity: bytes,
+        slots: int,
+        memory: int,
+        waiter: Waiter,
     ) -> None:
         """Make the arena and hand it over. Raises SettingsError where ``memory`` takes not one slot."""
         self.spec = spec
@@ -92,7 +100,11 @@ class Outbox:
 
     def accept(self, lease: Lease, samples: Payload, jpeg: memoryview, now: float) -> bool:
         """Take a lease on; False where it has no slot, or is already here."""
-        if not self._free or lease.seq in self._finished or any(w.lease.seq == lease.seq for w in self.leased):
+        if (
+            not self._free
+            or lease.seq in self._finished
+            or any(w.lease.seq == lease.seq for w in self.leased)
+        ):
             return False
         work = Work(lease, samples, jpeg, self._free.pop(), now)
         if lease.head:

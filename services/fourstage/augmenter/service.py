@@ -163,14 +163,13 @@ class AugmenterService:
         """Take the loader's JPEG arena of this stream from the side connection: it was sent before the message."""
         while True:
             try:
-                received = side.receive(connection)
-                if received is None or received[1] is None:
-                    return
-                packet, descriptor = received
-                arena = Arena.attach(descriptor, packet.slots, packet.slot_bytes)
+                received = side.receive_arena(connection)
             except (PeerError, TimeoutError) as error:
                 log.warning("no arena from the loader: %s", error)
                 return
+            if received is None:
+                return
+            packet, arena = received
             if old := self._sources.pop(packet.stream, None):
                 old.close()
             self._sources[packet.stream] = arena
@@ -218,7 +217,9 @@ class AugmenterService:
             colours=np.array(spec.colours).reshape(3, 3),
         )
         ends = np.cumsum(np.frombuffer(lease.sizes, "<u4"), dtype=np.int64).tolist()
-        images = [work.jpeg[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)] if ends else []
+        images = (
+            [work.jpeg[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)] if ends else []
+        )
         pixels = outbox.pixels(work)
         scratch = self._scratch.setdefault(spec.size, np.empty((spec.size, spec.size, 3), np.uint8))
         for row in range(0, lease.rows, _ROWS_BETWEEN_TURNS):

@@ -80,7 +80,9 @@ class LocalRun:
         self._start(self.children[name])
 
     def _start(self, child: Child) -> None:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(ENVIRONMENT_PREFIX)}
+        environment = {
+            key: value for key, value in os.environ.items() if not key.startswith(ENVIRONMENT_PREFIX)
+        }
         environment |= {
             "FOURSTAGE_LOADER__ADDRESS": f"file:{self.sockets / 'loader.address'}",
             "FOURSTAGE_SOCKETS": os.fspath(self.sockets),
@@ -96,7 +98,12 @@ class LocalRun:
         ]  # fmt: skip
         with (self.run_dir / rundir.LOGS / f"{child.name}.log").open("ab") as output:
             child.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment, start_new_session=True
+                command,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                start_new_session=True,
             )
         child.starts.append(time.monotonic())
 

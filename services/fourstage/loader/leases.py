@@ -97,7 +97,14 @@ class Leases:
     # Streams
 
     def open(
-        self, stream: StreamId, *, start: int, end: int, window: int, identity: bytes = b"", arrived: Iterable[int] = ()
+        self,
+        stream: StreamId,
+        *,
+        start: int,
+        end: int,
+        window: int,
+        identity: bytes = b"",
+        arrived: Iterable[int] = (),
     ) -> None:
         """Begin a stream at ``start``. window: in batches, 0: sized by the workers' slots."""
         book = _Stream(end=end, window=window, identity=identity, consumed=start)

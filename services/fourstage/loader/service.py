@@ -106,10 +106,11 @@ class LoaderService:
             readable = waiter.wait(max(0.0, min(0.2, next_beat - time.monotonic())))
             now = time.monotonic()
             self._telemetry.turn()
-            for descriptor in readable:
-                self._on_descriptor(descriptor)
+            # Messages first: a goodbye must not be taken for the death that the side connection shows.
             while (received := self._socket.receive()) is not None:
                 self._on_message(received[0], received[1])
+            for descriptor in readable:
+                self._on_descriptor(descriptor)
             self._take_results()
             self._load(now)
             self._lease(now)
@@ -170,7 +171,9 @@ class LoaderService:
                 self._forget(uuid, died=False)
             case _:
                 self._telemetry.counter("fourstage_peer_errors_total").inc()
-                log.warning("%s sent %s, which is not for it to send", client.hello.name, type(message).__name__)
+                log.warning(
+                    "%s sent %s, which is not for it to send", client.hello.name, type(message).__name__
+                )
 
     def _on_hello(self, peer: Peer, hello: Hello) -> None:
         now = time.monotonic()
@@ -206,7 +209,9 @@ class LoaderService:
                 stream = open_stream(self._store, spec, client.hello.peer, self._settings.memory)
             except FourstageError as error:
                 log.error("refused a stream of %s: %s", client.hello.name, error)
-                self._socket.send(client.peer, Failed(stream=spec.stream, seq=0, row=-1, reason=str(error)[:1024]))
+                self._socket.send(
+                    client.peer, Failed(stream=spec.stream, seq=0, row=-1, reason=str(error)[:1024])
+                )
                 return
             self._streams[spec.stream] = stream
             self._leases.open(
@@ -361,7 +366,10 @@ class LoaderService:
             for stream, seq in self._leases.leave(uuid, died=died):
                 keys = self._streams[stream].split.keys(self._streams[stream].order.indices(seq))
                 self._fail(
-                    self._streams[stream], seq, -1, f"three workers died over this batch, one of {', '.join(keys)}"
+                    self._streams[stream],
+                    seq,
+                    -1,
+                    f"three workers died over this batch, one of {', '.join(keys)}",
                 )
         else:
             for stream in [uid for uid, stream in self._streams.items() if stream.client == uuid]:
@@ -379,7 +387,12 @@ class LoaderService:
             self._account(now)
             self._reads += 1
             self._reader.submit(
-                ReadJob((uuid, seq, slotted.slot), stream.split, indices, stream.arena.slot(slotted.slot, slotted.size))
+                ReadJob(
+                    (uuid, seq, slotted.slot),
+                    stream.split,
+                    indices,
+                    stream.arena.slot(slotted.slot, slotted.size),
+                )
             )
             ahead = min(stream.end, seq + 1 + self._leases.window(uuid))
             for later in range(max(stream.prefetched, seq + 1), ahead):
@@ -452,7 +465,9 @@ class LoaderService:
             if client is not None:
                 self._telemetry.counter("fourstage_leases_expired_total").inc()
                 log.warning(
-                    "%s is silent for %.1f s: its leases are given to others", client.hello.name, now - client.heard
+                    "%s is silent for %.1f s: its leases are given to others",
+                    client.hello.name,
+                    now - client.heard,
                 )
         for uuid, client in list(self._clients.items()):
             patience = 10 * self._settings.silence_seconds

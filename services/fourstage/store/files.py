@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-
 RESTORE = "restore the store from a copy or prepare it again"
 """The hint of every error about a finished store whose files are not what they were."""
 

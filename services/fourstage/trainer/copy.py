@@ -72,7 +72,7 @@ class CopyStage:
         self._uploads = [
             torch.empty(shape, dtype=torch.uint8, device=device) for _ in range(_BUFFERS if on_gpu else 0)
         ]
-        self._stream = torch.cuda.Stream(device) if on_gpu else None
+        self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._trained: list[torch.cuda.Event | None] = [None] * _BUFFERS
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for buffer in range(_BUFFERS):
@@ -104,7 +104,7 @@ class CopyStage:
         if self._finish is None:
             item.batch.release()
         if self._stream is not None:
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(self._device))
             self._trained[item.buffer] = event
         self._free.put(item.buffer)
@@ -166,11 +166,11 @@ class CopyStage:
                 self._stream.wait_event(trained)
             upload = self._uploads[buffer][: len(batch.keys)]
             upload.copy_(_as_tensor(batch.pixels), non_blocking=True)
-            uploaded = torch.cuda.Event()
+            uploaded = torch.cuda.Event()  # type: ignore[no-untyped-call]
             uploaded.record(self._stream)
             self._finish(upload, batch.offsets, batch.reflections, batch.shifts, out)
             on_device = labels.to(self._device, non_blocking=True)
-            ready = torch.cuda.Event()
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record(self._stream)
         # PyTorch guards only memory that it pinned itself: the slot is free when our own event says so.
         uploaded.synchronize()
@@ -180,4 +180,4 @@ class CopyStage:
 
 def _as_tensor(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Tensor:
     """A tensor over the slot's own memory; torch has no read-only tensors, and nobody writes through this one."""
-    return torch.frombuffer(memoryview(pixels).cast("B"), dtype=torch.uint8).view(pixels.shape)
+    return torch.frombuffer(pixels.data.cast("B"), dtype=torch.uint8).view(pixels.shape)

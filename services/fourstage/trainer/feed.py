@@ -357,11 +357,10 @@ class Feed:
     def _on_stranger(self, connection: socket.socket) -> None:
         """An augmenter hands its arena of one stream over."""
         try:
-            received = side.receive(connection)
-            if received is None or received[1] is None:
-                raise PeerError("a side connection without an arena")
-            packet, descriptor = received
-            arena = Arena.attach(descriptor, packet.slots, packet.slot_bytes)
+            received = side.receive_arena(connection)
+            if received is None:
+                raise PeerError("hung up before it handed an arena over")
+            packet, arena = received
         except (PeerError, BlockingIOError) as error:
             log.warning("dropped a side connection: %s", error)
             self._waiter.remove(connection.fileno())

@@ -58,7 +58,9 @@ class Finish:
         self._device_mean = torch.tensor(mean, device=device)
         self._device = device
         self._preset = preset
-        self._divisor = np.float32(1.0 + colour_std) if preset == "code-2012" else np.float32(1.0)
+        self._divisor = np.float32(1.0 + colour_std if preset == "code-2012" else 1.0)
+        # A tensor: CUDA multiplies by the reciprocal of a plain number, which differs in the last bit.
+        self._device_divisor = torch.tensor(self._divisor, device=device)
 
     def __call__(
         self,
@@ -76,18 +78,19 @@ class Finish:
         ``out`` is float32 (N,crop,crop,3), contiguous. Raises PeerError for a batch of another form.
         """
         self._check(tuple(pixels.shape), offsets, reflections, shifts)
+        places = offsets.astype(np.int64)
         if self._preset == "code-2012":
-            offsets, reflections = np.full_like(offsets, self._margin // 2), np.zeros_like(reflections)
+            places, reflections = np.full_like(places, self._margin // 2), np.zeros_like(reflections)
         if isinstance(pixels, Tensor):
-            self._on_device(pixels, offsets, reflections, shifts, out)
+            self._on_device(pixels, places, reflections, shifts, out)
         else:
-            self._on_host(pixels, offsets, reflections, shifts, out.numpy())
+            self._on_host(pixels, places, reflections, shifts, out.numpy())
         return out.permute(0, 3, 1, 2)
 
     def _on_host(
         self,
         pixels: NDArray[np.uint8],
-        offsets: NDArray[np.integer],
+        places: NDArray[np.int64],
         reflections: NDArray[np.bool_],
         shifts: NDArray[np.float32],
         out: NDArray[np.float32],
@@ -96,7 +99,7 @@ class Finish:
         width = 3 * self._crop
         rows = (len(pixels), self._crop, width)
         means = (self._mean.reshape(self._size, -1), self._reflected_mean.reshape(self._size, -1))
-        tops, lefts = offsets[:, 0], np.where(reflections, self._margin - offsets[:, 1], offsets[:, 1])
+        tops, lefts = places[:, 0], np.where(reflections, self._margin - places[:, 1], places[:, 1])
         row_shifts = np.tile(shifts, self._crop)
         for image, finished, top, left, reflected, shift in zip(
             pixels.reshape(rows), out.reshape(rows), tops, lefts, reflections, row_shifts, strict=True
@@ -111,21 +114,21 @@ class Finish:
     def _on_device(
         self,
         pixels: Tensor,
-        offsets: NDArray[np.integer],
+        places: NDArray[np.int64],
         reflections: NDArray[np.bool_],
         shifts: NDArray[np.float32],
         out: Tensor,
     ) -> None:
-        places = self._upload(offsets.astype(np.int64))
+        corners = self._upload(places)
         steps = torch.arange(self._crop, device=self._device)
-        rows = places[:, :1] + steps
-        columns = places[:, 1:] + torch.where(
+        rows = corners[:, :1] + steps
+        columns = corners[:, 1:] + torch.where(
             self._upload(reflections)[:, None], self._crop - 1 - steps, steps
         )
         torch.sub(pixels, self._device_mean[rows[:, :, None], columns[:, None, :]], out=out)
         out.add_(self._upload(shifts)[:, None, None, :])
         if self._divisor != 1.0:
-            out.div_(float(self._divisor))
+            out.div_(self._device_divisor)
 
     def _upload(self, values: NDArray[np.generic]) -> Tensor:
         return torch.tensor(values).to(self._device, non_blocking=True)

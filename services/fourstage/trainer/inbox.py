@@ -171,12 +171,13 @@ class Inbox:
         if self.info is None:
             raise PeerError("batch before the stream was opened")
         place = self.info.plan.place(message.seq)
-        indices = np.frombuffer(samples.indices, "<i8") if len(samples.indices) % 8 == 0 else np.empty(0)
-        labels = np.frombuffer(samples.labels, "<i4") if len(samples.labels) % 4 == 0 else np.empty(0)
-        if not (message.rows == place.rows == len(indices) == len(labels) == len(samples.keys)):
+        if len(samples.indices) != 8 * message.rows or len(samples.labels) != 4 * message.rows:
+            raise PeerError(f"batch {message.seq} of {message.rows} rows has other numbers of indices or labels")
+        indices: NDArray[np.int64] = np.frombuffer(samples.indices, "<i8")
+        labels: NDArray[np.int32] = np.frombuffer(samples.labels, "<i4")
+        if not message.rows == place.rows == len(samples.keys):
             raise PeerError(
-                f"batch {message.seq} has {message.rows} rows, {len(indices)} indices, {len(labels)} labels and "
-                f"{len(samples.keys)} keys; expected {place.rows} of each"
+                f"batch {message.seq} has {message.rows} rows and {len(samples.keys)} keys, expected {place.rows}"
             )
         if not np.array_equal(indices, self.info.order.indices(message.seq)):
             raise PeerError(f"batch {message.seq} is not made of the samples that the order says")

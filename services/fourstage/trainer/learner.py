@@ -39,7 +39,11 @@ class NetworkLearner:
         self._device = device
         self._network = build_network(
             settings.model, classes=classes, crop=settings.augmenter.crop, seed=settings.seed
-        ).to(device=device, memory_format=torch.channels_last)
+        ).to(device)
+        # nn.Module.to(memory_format=...) is not in torch's annotations; the same for each tensor is.
+        for parameter in self._network.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self._optimizer = MomentumSGD(
             self._network.named_parameters(),
             momentum=settings.train.momentum,

@@ -22,7 +22,14 @@ class Report:
     """Writes the run directory's lines and whole files; without a directory, only metrics."""
 
     def __init__(
-        self, run_dir: Path, *, telemetry: Telemetry, copy: StageMeter, train: StageMeter, first_step: int, end: int
+        self,
+        run_dir: Path,
+        *,
+        telemetry: Telemetry,
+        copy: StageMeter,
+        train: StageMeter,
+        first_step: int,
+        end: int,
     ) -> None:
         self._run_dir = run_dir
         self._telemetry = telemetry
@@ -79,14 +86,21 @@ class Report:
             self._telemetry.gauge("fourstage_error_ratio", split, "1").set(rates.top1_error)
             if rates.top5_error is not None:
                 self._telemetry.gauge("fourstage_error_ratio", split, "5").set(rates.top5_error)
-        line = {"epoch": epoch, "step": self._last.get("step"), "train": _plain(train), "val": _plain(validation)}
+        line = {
+            "epoch": epoch,
+            "step": self._last.get("step"),
+            "train": _plain(train),
+            "val": _plain(validation),
+        }
         self._epochs.add(line)
         self._epochs.flush()
 
     def receipt(self, line: dict[str, Any], duplicates: int) -> None:
         """An epoch's samples were all used."""
         redispatched = self.stages.redispatched if self.stages else 0
-        self._receipt.add(line | {"redispatched": redispatched, "duplicates_dropped": duplicates, "corrupt": []})
+        self._receipt.add(
+            line | {"redispatched": redispatched, "duplicates_dropped": duplicates, "corrupt": []}
+        )
         self._receipt.flush()
 
     def status(self, state: str, arrived: int, *, force: bool = False) -> None:

@@ -3,7 +3,7 @@
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -160,7 +160,11 @@ class TrainerService:
         batch = item.batch
         rate = learning_rate(self._settings.train, batch.place.epoch)
         rows = len(batch.keys)
-        loss = self._learner.train(item.images, item.labels, step=batch.seq, learning_rate=rate) if rows else None
+        loss = (
+            self._learner.train(item.images, item.labels, step=batch.seq, learning_rate=rate)
+            if rows
+            else None
+        )
         self._copy.recycle(item)
         # The loss of the step before is read only now: on a GPU reading it at once would wait for the device.
         self._flush()
@@ -320,7 +324,7 @@ class TrainerService:
 def train_request(settings: Settings, *, start: int, fingerprint: str, identity: bytes) -> Open:
     """The OPEN of the training stream."""
     crop = settings.augmenter.crop
-    kind = "random" if settings.augment else "centre"
+    kind: Literal["random", "centre"] = "random" if settings.augment else "centre"
     std = settings.colour_std if settings.augment else 0.0
     return Open(
         stream=bytes(16), split=settings.train_split, view=View(kind, crop, settings.preset, std),

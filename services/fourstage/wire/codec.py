@@ -65,7 +65,9 @@ def decode(frames: Sequence[bytes | memoryview]) -> Message:
     if len(header) != 4 or header[:2] != MAGIC:
         raise PeerError(f"frame 0 is {header!r}, not a fourstage header")
     if header[2] != PROTOCOL:
-        raise PeerError(f"protocol {header[2]}; this side speaks {PROTOCOL}", hint="run one version everywhere")
+        raise PeerError(
+            f"protocol {header[2]}; this side speaks {PROTOCOL}", hint="run one version everywhere"
+        )
     kind = TYPES.get(header[3])
     if kind is None:
         raise PeerError(f"unknown message type {header[3]}")
@@ -92,7 +94,9 @@ def _build(kind: type[D], fields: object) -> D:
     """A dataclass from a map; pydantic checks every field, but in strict mode takes no map for a dataclass."""
     if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
         raise PeerError(f"{kind.__name__} is not a map of names")
-    nested = {name: _build(inner, fields[name]) for name, inner in _NESTED.get(kind, {}).items() if name in fields}
+    nested: dict[str, object] = {
+        name: _build(inner, fields[name]) for name, inner in _NESTED.get(kind, {}).items() if name in fields
+    }
     return kind(**(fields | nested))
 
 

@@ -23,7 +23,13 @@ class LoaderLink:
     """HELLO, WELCOME and the side connection, kept up by ``turn``."""
 
     def __init__(
-        self, address: str, *, role: Literal["augmenter", "trainer"], name: str, waiter: Waiter, identity: bytes = b""
+        self,
+        address: str,
+        *,
+        role: Literal["augmenter", "trainer"],
+        name: str,
+        waiter: Waiter,
+        identity: bytes = b"",
     ) -> None:
         self.peer = secrets.token_bytes(16)
         self.session = 0
@@ -56,7 +62,7 @@ class LoaderLink:
             return []
         if not self._greeted:
             self._greet()
-        received = []
+        received: list[tuple[Message, list[Payload]]] = []
         while (arrival := self._socket.receive()) is not None:
             message, payload = arrival
             if isinstance(message, PeerError):
@@ -66,7 +72,7 @@ class LoaderLink:
             if isinstance(message, Welcome):
                 if message.session == self.session and self._is_news(message):
                     self._on_welcome(message)
-                    received.append(arrival)
+                    received.append((message, payload))
             elif isinstance(message, Who):
                 self._greet()
             elif isinstance(message, Refused):
@@ -142,7 +148,11 @@ class LoaderLink:
             self.session -= 1
 
     def _is_news(self, message: Welcome) -> bool:
-        return self.welcome is None or self.welcome.session != message.session or self.welcome.peer != message.peer
+        return (
+            self.welcome is None
+            or self.welcome.session != message.session
+            or self.welcome.peer != message.peer
+        )
 
     def _on_welcome(self, message: Welcome) -> None:
         same_loader = self.welcome is not None and self.welcome.peer == message.peer

@@ -301,8 +301,24 @@ class Holds:
 
 
 Message: TypeAlias = (
-    Hello | Welcome | Refused | Who | Bye | Open | Progress | Close | Opened | Failed | Stages | Stream | Lease
-    | Gone | Samples | Beat | Batch | Holds
+    Hello
+    | Welcome
+    | Refused
+    | Who
+    | Bye
+    | Open
+    | Progress
+    | Close
+    | Opened
+    | Failed
+    | Stages
+    | Stream
+    | Lease
+    | Gone
+    | Samples
+    | Beat
+    | Batch
+    | Holds
 )
 
 TYPES: dict[int, type[Message]] = {

@@ -5,6 +5,7 @@ process of the same user or root may connect (SO_PEERCRED).
 """
 
 import os
+import select
 import socket
 import struct
 from pathlib import Path
@@ -14,6 +15,7 @@ import msgpack
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
+from fourstage.arena import Arena
 from fourstage.errors import PeerError
 from fourstage.wire.messages import Uuid
 
@@ -31,7 +33,6 @@ class Packet:
     stream: Annotated[bytes, Field(max_length=16)]
     slots: Annotated[int, Field(ge=0, le=65_536)] = 0
     slot_bytes: Annotated[int, Field(ge=0, le=2**53)] = 0
-
 
 
 def listen(path: Path) -> socket.socket:
@@ -79,14 +80,22 @@ def send(connection: socket.socket, packet: Packet, descriptor: int | None = Non
     return True
 
 
+def receive_arena(connection: socket.socket) -> tuple[Packet, Arena] | None:
+    """One packet and the arena that came with it, mapped; None where the peer has hung up. Raises as ``receive``."""
+    received = receive(connection)
+    if received is None:
+        return None
+    packet, descriptor = received
+    if descriptor is None:
+        raise PeerError("side packet without an arena")
+    return packet, Arena.attach(descriptor, packet.slots, packet.slot_bytes)
+
+
 def hung_up(connection: socket.socket) -> bool:
     """Whether the peer has closed its end, by its own will or the kernel's."""
-    try:
-        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+    poll = select.poll()
+    poll.register(connection, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def receive(connection: socket.socket) -> tuple[Packet, int | None] | None:

@@ -24,7 +24,9 @@ _LINGER_MS = 1000
 class _Socket:
     """What both ends share. Without a context it has one of its own, so that closing touches nothing else."""
 
-    def __init__(self, kind: int, max_frame: int, context: "zmq.Context[zmq.Socket[bytes]] | None" = None) -> None:
+    def __init__(
+        self, kind: int, max_frame: int, context: "zmq.Context[zmq.Socket[bytes]] | None" = None
+    ) -> None:
         self._owned = context is None
         self._context = context or zmq.Context()
         self.socket: zmq.Socket[bytes] = self._context.socket(kind)
@@ -84,7 +86,9 @@ class Bound(_Socket):
             in_use = error.errno == zmq.EADDRINUSE
             raise SettingsError(
                 f"cannot bind {address}: {error.strerror}",
-                hint="stop what listens there or choose another port" if in_use else "tcp://ADDRESS:PORT or ipc://PATH",
+                hint="stop what listens there or choose another port"
+                if in_use
+                else "tcp://ADDRESS:PORT or ipc://PATH",
             ) from error
         self.address = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
@@ -108,7 +112,11 @@ class Dialled(_Socket):
     """The end that connects to one address."""
 
     def __init__(
-        self, address: str, *, max_frame: int = MAX_BODY, context: "zmq.Context[zmq.Socket[bytes]] | None" = None
+        self,
+        address: str,
+        *,
+        max_frame: int = MAX_BODY,
+        context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
     ) -> None:
         """Connect; raises SettingsError for a malformed address. The peer need not be there yet."""
         super().__init__(zmq.DEALER, max_frame, context)
@@ -122,7 +130,8 @@ class Dialled(_Socket):
         except zmq.ZMQError as error:
             self.close(linger=False)
             raise SettingsError(
-                f"cannot connect to {address!r}: {error.strerror}", hint="tcp://HOST:PORT, ipc://PATH or file:PATH"
+                f"cannot connect to {address!r}: {error.strerror}",
+                hint="tcp://HOST:PORT, ipc://PATH or file:PATH",
             ) from error
 
     def send(self, message: Message, payload: Sequence[bytes | memoryview] = ()) -> bool:
