@@ -82,7 +82,7 @@ def draw_photograph(seed: int, class_index: int, number: int) -> NDArray[np.uint
     figure_light = light * paper[::-1, ::-1] * figure
     grain = draw.random((height, width), np.float32) * draw.uniform(4, 24)
 
-    # Colour by colour: NumPy is three times slower where the last axis is three long.
+    # Colour by colour: NumPy is slow where the last axis is three long.
     colours = [
         np.clip(ground_light * ground + figure_light * cutout + grain, 0, 255).astype(np.uint8)
         for ground, cutout in zip(*_two_colours(draw), strict=True)
@@ -109,9 +109,7 @@ def _light(draw: np.random.Generator, height: int, width: int, lamp: float) -> P
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     slope = draw.uniform(0.05, 0.3)
     vignette = draw.uniform(0, 0.15)
-    return (1.05 + slope * math.cos(lamp) * x - vignette * x * x) + (
-        slope * math.sin(lamp) * y - vignette * y * y
-    )
+    return (1.05 + slope * math.cos(lamp) * x - vignette * x * x) + (slope * math.sin(lamp) * y - vignette * y * y)
 
 
 def _paper(draw: np.random.Generator, height: int, width: int) -> Plane:
@@ -157,9 +155,7 @@ def _cross(draw: np.random.Generator, u: Plane, v: Plane) -> Plane:
     length = draw.uniform(0.5, 0.75)
     breadth = length * draw.uniform(0.22, 0.4)
     across, along = np.abs(u), np.abs(v)
-    return np.minimum(
-        np.maximum(across - breadth, along - length), np.maximum(across - length, along - breadth)
-    )
+    return np.minimum(np.maximum(across - breadth, along - length), np.maximum(across - length, along - breadth))
 
 
 def _disc(draw: np.random.Generator, u: Plane, v: Plane) -> Plane:

@@ -94,7 +94,7 @@ def test_a_mixed_folder_ends_with_what_can_be_taken(tmp_path: Path) -> None:
         "odd/stub.JPEG": "cannot be decoded",
         "odd/empty.JPEG": "empty file",
         "odd/text.JPEG": "not an image",
-        "odd/bomb.png": "100000x100000",
+        "odd/bomb.png": "decompression bomb",
         "odd/bomb.JPEG": "65500x65500",
         "odd/.DS_Store": "hidden",
         "hopeless/empty.JPEG": "empty file",
@@ -153,7 +153,7 @@ def test_other_formats_are_told_by_their_bytes_not_their_names(kind: str, tmp_pa
 
 def test_a_palette_is_resolved_and_transparency_is_white() -> None:
     palette = Image.fromarray(PHOTO).quantize(64)
-    assert_like(encoded(palette, "PNG"), np.asarray(palette.convert("RGB")))
+    assert_like(encoded(palette, "PNG"), np.asarray(palette.convert("RGB")), tolerance=8.0)
     faded = Image.fromarray(np.dstack([PHOTO, np.zeros((64, 96), np.uint8)]), "RGBA")
     assert converted(encoded(faded, "PNG")).min() >= 253
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +23,14 @@ SMALL_SHARDS = 100_000
 SCRIPT = """
 import sys
 from fourstage.store.prepare import prepare
+
+def stop_at(progress):
+    if progress.done >= int(sys.argv[5]):
+        print(progress.done, flush=True)
+        sys.stdin.read()
+
 if __name__ == "__main__":
-    prepare(sys.argv[1], sys.argv[2], size=32, workers=int(sys.argv[3]), shard_bytes=int(sys.argv[4]))
+    prepare(sys.argv[1], sys.argv[2], size=32, workers=int(sys.argv[3]), shard_bytes=int(sys.argv[4]), progress=stop_at)
 """
 DEADLINE = 60.0
 
@@ -52,34 +57,54 @@ def test_two_workers_make_the_same_bytes_as_one(
     assert folder_bytes(tmp_path / "store") == reference
 
 
-@pytest.mark.parametrize(("workers", "shard"), [(1, 0), (2, 1)])
+def start(folder: Path, source: Path, store: Path, workers: int, stop: int) -> subprocess.Popen[str]:
+    """A prepare in a process of its own, which says so and waits when it has dealt with ``stop`` images."""
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    arguments = [script, source, store, workers, SMALL_SHARDS, stop]
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize(("workers", "stop"), [(1, 200), (2, 200), (2, 400), (1, 452)])
 def test_killed_and_started_again_it_goes_on_to_the_same_bytes(
-    workers: int, shard: int, source: Path, reference: dict[str, bytes], tmp_path: Path
+    workers: int, stop: int, source: Path, reference: dict[str, bytes], tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    arguments = [sys.executable, str(script), str(source), str(store), str(workers), str(SMALL_SHARDS)]
-    with subprocess.Popen(arguments) as process:
-        part = store / ".prepare-train" / f"{shard:06}.npz"
-        deadline = time.monotonic() + DEADLINE
-        while not part.exists() and process.poll() is None and time.monotonic() < deadline:
-            pass
+    with start(tmp_path, source, store, workers, stop) as process:
+        assert process.stdout is not None
+        assert int(process.stdout.readline()) >= stop
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
-    if not (store / "store.json").exists():
-        with pytest.raises(StoreError, match="no finished store"):
-            open_store(store)
-    finished = store / f"train-{shard:06}.tar"
-    before = finished.stat()
+    assert len(children) >= workers - 1
     _, alive = psutil.wait_procs(children, timeout=DEADLINE)
     assert not alive, "workers outlive a prepare that was killed"
+    with pytest.raises(StoreError, match="no finished store"):
+        open_store(store)
+    finished = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in store.glob("*.tar")}
+    assert finished
 
     report = prepare(source, store, size=32, workers=2, shard_bytes=SMALL_SHARDS)
 
-    assert report.resumed >= 64
-    assert finished.stat().st_mtime_ns == before.st_mtime_ns
-    assert finished.stat().st_ino == before.st_ino
+    assert report.resumed >= 64 * len(finished)
+    assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in finished} == finished
+    assert folder_bytes(store) == reference
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_with_the_same_bytes(
+    source: Path, reference: dict[str, bytes], tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    for hundredths in range(20, 2000, 7):
+        with start(tmp_path, source, store, 2, sys.maxsize) as process:
+            try:
+                process.wait(hundredths / 100)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+        if process.returncode == 0:
+            break
     assert folder_bytes(store) == reference
 
 

@@ -106,6 +106,7 @@ def test_numbers_are_no_labels_without_a_map(tmp_path: Path) -> None:
         ("a.jpg cat\nb.jpg\n", "'b.jpg'"),
         ("a.jpg cat\na.jpg dog\n", "two classes, 'cat' and 'dog'"),
         ("", "are empty"),
+        ("c.jpg cat\n", "the source has 'a.jpg', 'b.jpg'"),
     ],
 )
 def test_wrong_labels_are_refused_with_the_line(text: str, message: str, tmp_path: Path) -> None:

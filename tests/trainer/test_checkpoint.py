@@ -195,9 +195,7 @@ def test_another_format_is_not_taken_for_torn(tmp_path: Path) -> None:
         ({"optimizer": {}}, "conv1.bias is absent"),
     ],
 )
-def test_what_differs_is_named_and_nothing_is_copied(
-    tmp_path: Path, given: dict[str, object], named: str
-) -> None:
+def test_what_differs_is_named_and_nothing_is_copied(tmp_path: Path, given: dict[str, object], named: str) -> None:
     write(tmp_path, 7)
     model = tensors(0.0)
     with pytest.raises(CheckpointError, match=named):
@@ -219,7 +217,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000001"]
 
 
-def test_a_killed_writer_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+def test_a_killed_writer_leaves_a_whole_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """SIGKILL at random moments of writing, over and over: the newest always loads and is of one piece."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fourstage.trainer.checkpoint", "pytest"])
@@ -243,5 +241,6 @@ def test_a_killed_writer_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
         load(checkpoint, model=model, optimizer=optimizer)
         assert all((tensor == before).all() for tensor in model.values())
         assert all((tensor == -before).all() for tensor in optimizer.values())
+    assert not caplog.records, "something torn had a checkpoint's name"
     write(tmp_path, before + 1)
     assert len(names(tmp_path)) == 2

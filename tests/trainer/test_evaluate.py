@@ -63,8 +63,5 @@ def test_the_shares_of_a_batch_add_up_to_its_mean() -> None:
     logits = torch.randn(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     labels = torch.arange(7) % 4
     whole = torch.nn.functional.cross_entropy(logits, labels)
-    shares = [
-        mean_cross_entropy(logits[rows], labels[rows], batch_size=7)
-        for rows in np.split(np.arange(7), [3, 3])
-    ]
+    shares = [mean_cross_entropy(logits[rows], labels[rows], batch_size=7) for rows in np.split(np.arange(7), [3, 3])]
     torch.testing.assert_close(torch.stack(shares).sum(), whole)

@@ -59,9 +59,7 @@ def finished(finish: Finish, given: Batch, *, as_tensor: bool = False) -> torch.
 @pytest.mark.parametrize("preset", ["paper", "code-2012"])
 @pytest.mark.parametrize("colour_std", [0.0, 0.1])
 def test_the_presets(preset: Literal["paper", "code-2012"], colour_std: float, as_tensor: bool) -> None:
-    finish = Finish(
-        mean_image(), crop=CROP, subtract="mean-image", device=CPU, preset=preset, colour_std=colour_std
-    )
+    finish = Finish(mean_image(), crop=CROP, subtract="mean-image", device=CPU, preset=preset, colour_std=colour_std)
     found = finished(finish, batch(), as_tensor=as_tensor)
     assert found.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_array_equal(found.numpy(), reference(mean_image(), batch(), preset, colour_std))
@@ -100,9 +98,7 @@ def test_a_too_large_crop_is_refused() -> None:
         Finish(mean_image(), crop=13, subtract="mean-image", device=CPU)
 
 
-@pytest.mark.parametrize(
-    "mean", [np.zeros((4, 5, 3), np.float32), np.zeros((4, 4, 3)), np.zeros((4, 4), np.float32)]
-)
+@pytest.mark.parametrize("mean", [np.zeros((4, 5, 3), np.float32), np.zeros((4, 4, 3)), np.zeros((4, 4), np.float32)])
 def test_a_foreign_mean_is_refused(mean: NDArray[np.float32]) -> None:
     with pytest.raises(StoreError, match="mean image"):
         Finish(mean, crop=4, subtract="mean-image", device=CPU)

@@ -24,6 +24,12 @@ def alexnet() -> AlexNet:
     return network
 
 
+@pytest.fixture(scope="module")
+def small() -> AlexNet:
+    """For crops of 64; its weights are large enough for the response norm to matter."""
+    return AlexNet(ModelSettings(init_std=0.02), classes=7, crop=64, seed=0)
+
+
 def pictures(count: int, side: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(-128, 128, (count, 3, side, side), generator=generator).float()
@@ -181,22 +187,21 @@ def test_dropout_is_not_inverted() -> None:
     assert dropout(units, None, layer=6, p=0.25).eq(0.75).all()
 
 
-def test_training_depends_on_step_and_rows_and_testing_does_not() -> None:
-    network = build_network(ModelSettings(name="alexnet"), classes=5, crop=64, seed=0)
+def test_training_depends_on_step_and_rows_and_testing_does_not(small: AlexNet) -> None:
     images = pictures(4, 64)
     with torch.no_grad():
-        whole = network(images, DropoutKey(1, 2))
-        torch.testing.assert_close(network(images[2:], DropoutKey(1, 2, first_row=2)), whole[2:])
-        assert not torch.allclose(network(images, DropoutKey(1, 3)), whole, atol=1e-4)
-        assert torch.equal(network(images), network(images))
+        whole = small(images, DropoutKey(1, 2))
+        torch.testing.assert_close(small(images[2:], DropoutKey(1, 2, first_row=2)), whole[2:])
+        assert not torch.allclose(small(images, DropoutKey(1, 3)), whole, rtol=0.01)
+        assert torch.equal(small(images), small(images))
 
 
-@pytest.mark.parametrize(("activation", "crop", "rate"), [("relu", 32, 0.001), ("tanh", 16, 0.01)])
-def test_cifar_learns_random_images_by_heart(activation: str, crop: int, rate: float) -> None:
+@pytest.mark.parametrize(("activation", "count", "crop", "rate"), [("relu", 64, 32, 0.001), ("tanh", 24, 16, 0.01)])
+def test_cifar_learns_random_images_by_heart(activation: str, count: int, crop: int, rate: float) -> None:
     model = ModelSettings.model_validate({"name": "cifar", "activation": activation, "response_norm": False})
     network = build_network(model, classes=10, crop=crop, seed=0)
     optimizer = MomentumSGD(network.named_parameters(), momentum=0.9, weight_decay=0.0005)
-    images, labels = pictures(64, crop), torch.arange(64) % 10
+    images, labels = pictures(count, crop), torch.arange(count) % 10
     for _ in range(50):
         network.zero_grad()
         logits = network(images)
@@ -205,7 +210,7 @@ def test_cifar_learns_random_images_by_heart(activation: str, crop: int, rate: f
         rates = errors.result()
         if rates is not None and rates.top1_error == 0.0:
             return
-        mean_cross_entropy(logits, labels, batch_size=64).backward()  # type: ignore[no-untyped-call]
+        mean_cross_entropy(logits, labels, batch_size=count).backward()  # type: ignore[no-untyped-call]
         optimizer.step(rate)
     pytest.fail(f"after 50 steps: {rates}")
 
@@ -219,9 +224,7 @@ def two_columns(network: AlexNet, images: Tensor) -> Tensor:
         return functional.conv2d(maps, own[0], own[1], padding=padding, stride=stride).relu()
 
     def norm_and_pool(maps: Tensor) -> Tensor:
-        return functional.max_pool2d(
-            functional.local_response_norm(maps, 5, alpha=5e-4, beta=0.75, k=2.0), 3, 2
-        )
+        return functional.max_pool2d(functional.local_response_norm(maps, 5, alpha=5e-4, beta=0.75, k=2.0), 3, 2)
 
     def dense(name: str, units: Tensor) -> Tensor:
         return functional.linear(units, weights[f"{name}.weight"], weights[f"{name}.bias"])
@@ -238,14 +241,13 @@ def two_columns(network: AlexNet, images: Tensor) -> Tensor:
     return dense("fc8", units)
 
 
-def test_the_grouped_network_is_the_papers_two_columns() -> None:
-    network = AlexNet(ModelSettings(init_std=0.02), classes=7, crop=64, seed=0)
+def test_the_grouped_network_is_the_papers_two_columns(small: AlexNet) -> None:
     images = pictures(3, 64)
     gradients = []
-    for logits in (network(images), two_columns(network, images)):
-        network.zero_grad()
+    for logits in (small(images), two_columns(small, images)):
+        small.zero_grad()
         logits.square().sum().backward()
-        gradients.append([logits.detach(), *(weight.grad for weight in network.parameters())])
+        gradients.append([logits.detach(), *(weight.grad for weight in small.parameters())])
     for ours, expected in zip(*gradients, strict=True):
         scale = expected.abs().max()
         torch.testing.assert_close(ours / scale, expected / scale, rtol=1e-4, atol=1e-5)

@@ -107,7 +107,7 @@ def open_index(path: Path) -> Index:
     expected = _HEADER.size + count * RECORD.itemsize + key_bytes
     if length != expected:
         raise _unusable(path, f"has {length} bytes where its header says {expected}")
-    mapped: NDArray[np.uint8] = np.memmap(path, np.uint8, "r")
+    mapped: NDArray[np.uint8] = np.asarray(np.memmap(path, np.uint8, "r"))
     split = _HEADER.size + count * RECORD.itemsize
     return Index(mapped[_HEADER.size : split].view(RECORD), mapped[split:])
 

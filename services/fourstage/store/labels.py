@@ -28,10 +28,16 @@ def read_labels(path: Path, names: Sequence[str], labels_map: Path | None) -> di
         pairs = _pairs(path, lines)
     known = set(names)
     # A heading line names no file, so it does not turn a column of numbers into one of names.
-    numbers = all(value.isdecimal() for name, value in pairs if name.removeprefix("./") in known)
+    values = [value for name, value in pairs if name.removeprefix("./") in known]
+    if not values:
+        raise SettingsError(
+            f"{path} names no file of the source; its first is {pairs[0][0]!r}",
+            hint=f"the source has {', '.join(map(repr, names[:3])) or 'no files'}",
+        )
+    numbers = all(value.isdecimal() for value in values)
     if numbers and labels_map is None:
         raise SettingsError(
-            f"{path} holds numbers ({pairs[-1][1]!r} last), and nothing says which class each of them is:"
+            f"{path} holds numbers ({values[0]!r} first), and nothing says which class each of them is:"
             " ILSVRC's are not in the order of the sorted class names",
             hint="give --labels-map FILE with lines 'NUMBER CLASS' (ILSVRC2012: the development kit's"
             " data/meta.mat holds ILSVRC2012_ID and WNID), or write class names instead of numbers",

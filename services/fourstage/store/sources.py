@@ -138,7 +138,7 @@ def _folder_classes(source: Path, listing: Listing) -> dict[str, str]:
     if found <= _SPLIT_NAMES:
         raise SettingsError(
             f"the folders of {source} are splits, not classes: {', '.join(sorted(found))}",
-            hint=f"name one of them with --inside {min(found)}",
+            hint="name the one to take with --inside",
         )
     for folder in sorted(listing.folders):
         if "/" not in folder and folder not in found:

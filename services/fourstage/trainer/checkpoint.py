@@ -125,18 +125,20 @@ def latest(run_dir: Path) -> Checkpoint | None:
     None where there is no checkpoint. Raises CheckpointError where there are some but none is whole, or where
     the newest is of another format.
     """
-    torn = []
-    for path in _names(run_dir / "checkpoints"):
-        try:
-            return read(path)
-        except _TornError as error:
-            _log.warning("checkpoint passed over: %s", error)
-            torn.append(path.name)
-    if torn:
-        raise CheckpointError(
-            f"no checkpoint in {run_dir} is whole: {', '.join(torn)}",
-            hint="begin again in a new run directory",
-        )
+    while paths := _names(run_dir / "checkpoints"):
+        torn = []
+        for path in paths:
+            try:
+                return read(path)
+            except _TornError as error:
+                if path.exists():  # else a running trainer has removed it since, and there is a newer one
+                    _log.warning("checkpoint passed over: %s", error)
+                    torn.append(path.name)
+        if len(torn) == len(paths):
+            raise CheckpointError(
+                f"no checkpoint in {run_dir} is whole: {', '.join(torn)}",
+                hint="begin again in a new run directory",
+            )
     return None
 
 
@@ -145,9 +147,12 @@ def read(path: Path) -> Checkpoint:
     contents = _contents(path)
     for name, expected in contents.files.items():
         found = xxhash.xxh3_128()
-        with (path / name).open("rb") as file:
-            while chunk := file.read(1 << 20):
-                found.update(chunk)
+        try:
+            with (path / name).open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    found.update(chunk)
+        except OSError as error:
+            raise _TornError(f"{path / name} cannot be read: {error.strerror}") from error
         if found.hexdigest() != expected.xxh3_128:
             raise _TornError(f"{path / name} is not what was written")
     return Checkpoint(path, contents.state)
@@ -170,9 +175,7 @@ def load(
     state = checkpoint.state
     differences = []
     if store_fingerprint not in (None, state.store_fingerprint):
-        differences.append(
-            f"the store's fingerprint is {store_fingerprint}, it was {state.store_fingerprint}"
-        )
+        differences.append(f"the store's fingerprint is {store_fingerprint}, it was {state.store_fingerprint}")
     if identity not in (None, state.identity):
         differences.append(f"the workers' identity is {identity}, it was {state.identity}")
     for name, value in json.loads(json.dumps(dict(settings or {}))).items():
@@ -205,9 +208,7 @@ def _write(folder: Path, state: CheckpointState, files: Mapping[str, Mapping[str
     try:
         contents = _Contents(state, {})
         for file_name, tensors in files.items():
-            data = to_safetensors(
-                {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-            )
+            data = to_safetensors({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
             contents.files[file_name] = _File(len(data), xxhash.xxh3_128_hexdigest(data))
             _write_synced(partial / file_name, data)
         body = asdict(contents)
@@ -245,9 +246,7 @@ def _remove(path: Path) -> None:
 
 def _names(folder: Path) -> list[Path]:
     """Whatever is named like a checkpoint, newest first."""
-    return sorted(
-        (path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)), key=_order, reverse=True
-    )
+    return sorted((path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)), key=_order, reverse=True)
 
 
 def _order(path: Path) -> tuple[int, int]:
@@ -299,7 +298,7 @@ def _stored_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path} cannot be read: {error}", hint="resume again: an older one may be whole"
+            f"{path} cannot be read: {error}", hint="try again: a running trainer may have replaced it"
         ) from error
 
 

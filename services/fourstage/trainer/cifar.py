@@ -38,8 +38,7 @@ class CifarNet(nn.Module):
             self.conv3 = nn.Conv2d(_MAPS, _MAPS, 5, padding=2)
             self.fc4 = nn.Linear(_MAPS * side * side, classes)
         stds = {
-            name: 1.0 / math.sqrt(layer.get_parameter("weight")[0].numel())
-            for name, layer in self.named_children()
+            name: 1.0 / math.sqrt(layer.get_parameter("weight")[0].numel()) for name, layer in self.named_children()
         }
         stds["conv1"] /= _INPUT_SPREAD
         self.to_empty(device="cpu")

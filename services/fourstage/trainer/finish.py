@@ -122,9 +122,7 @@ class Finish:
         corners = self._upload(places)
         steps = torch.arange(self._crop, device=self._device)
         rows = corners[:, :1] + steps
-        columns = corners[:, 1:] + torch.where(
-            self._upload(reflections)[:, None], self._crop - 1 - steps, steps
-        )
+        columns = corners[:, 1:] + torch.where(self._upload(reflections)[:, None], self._crop - 1 - steps, steps)
         torch.sub(pixels, self._device_mean[rows[:, :, None], columns[:, None, :]], out=out)
         out.add_(self._upload(shifts)[:, None, None, :])
         if self._divisor != 1.0:
@@ -143,9 +141,7 @@ class Finish:
         count = shape[0]
         received = (shape, offsets.shape, reflections.shape, shifts.shape)
         if received != ((count, self._crop, self._crop, 3), (count, 2), (count,), (count, 3)):
-            raise PeerError(
-                f"a batch for crop {self._crop} has pixels, offsets, reflections and shifts of {received}"
-            )
+            raise PeerError(f"a batch for crop {self._crop} has pixels, offsets, reflections and shifts of {received}")
         if count and not 0 <= offsets.min() <= offsets.max() <= self._margin:
             raise PeerError(
                 f"crop offsets from {offsets.min()} to {offsets.max()} do not lie in 0 to {self._margin}",

@@ -114,9 +114,7 @@ def dropout(units: Tensor, key: DropoutKey | None, *, layer: int, p: float) -> T
     return units * mask
 
 
-def initialise(
-    network: nn.Module, *, seed: int, stds: Mapping[str, float], ones: Collection[str] = ()
-) -> None:
+def initialise(network: nn.Module, *, seed: int, stds: Mapping[str, float], ones: Collection[str] = ()) -> None:
     """Draw the first weights, N(0, std of the layer), layer by layer; biases are 1 in ``ones``, else 0.
 
     The layers are on the CPU, in float32 and whole: whoever needs a slice takes it of the whole draw.

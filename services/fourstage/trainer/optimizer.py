@@ -13,9 +13,7 @@ class MomentumSGD:
     of the rate: here the old velocity keeps its size.
     """
 
-    def __init__(
-        self, parameters: Iterable[tuple[str, nn.Parameter]], *, momentum: float, weight_decay: float
-    ) -> None:
+    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], *, momentum: float, weight_decay: float) -> None:
         """Start at rest; ``parameters`` are a network's ``named_parameters()``, already on their device."""
         named = dict(parameters)
         self.state: dict[str, Tensor] = {
@@ -32,9 +30,7 @@ class MomentumSGD:
         """Move every parameter, in place, by the gradients that ``backward`` has left in them."""
         gradients = [weight.grad for weight in self._weights if weight.grad is not None]
         if len(gradients) != len(self._weights):
-            without = [
-                name for name, weight in zip(self._names, self._weights, strict=True) if weight.grad is None
-            ]
+            without = [name for name, weight in zip(self._names, self._weights, strict=True) if weight.grad is None]
             raise RuntimeError(f"no gradient for {', '.join(without)}: step comes after backward")
         torch._foreach_mul_(self._velocities, self._momentum)
         torch._foreach_add_(self._velocities, self._weights, alpha=-self._weight_decay * learning_rate)
