@@ -22,9 +22,7 @@ from fourstage.store.sources import SourceImage, read_source
 
 def main() -> None:
     """Parse, repeat, measure, report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path)
     parser.add_argument("--images", type=int, default=12_000)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))

@@ -77,9 +77,7 @@ class Arena:
     def slot(self, number: int, payload: int) -> memoryview:
         """The first ``payload`` bytes of a slot. Raises PeerError outside the arena."""
         if not (0 <= number < self.slots and 0 <= payload <= self.slot_bytes):
-            raise PeerError(
-                f"{payload} bytes of slot {number} in an arena of {self.slots} slots of {self.slot_bytes}"
-            )
+            raise PeerError(f"{payload} bytes of slot {number} in an arena of {self.slots} slots of {self.slot_bytes}")
         start = number * self.slot_bytes
         return self._view[start : start + payload]
 

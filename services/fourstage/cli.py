@@ -6,9 +6,9 @@ what and what to do; ``--debug`` adds the traceback.
 
 import json
 import logging
-import shlex
-import shutil
+import os
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -19,15 +19,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fourstage import __version__, rundir
-from fourstage.engine.local import ERROR_PREFIX, LocalRun
+from fourstage.engine.foreground import free_run_directory, run_in_foreground
+from fourstage.engine.local import ERROR_PREFIX
 from fourstage.errors import FourstageError, SettingsError
-from fourstage.process import StopFlag, sockets_folder
 from fourstage.services import Launch, run_augmenter, run_loader, run_trainer, trace_folder
 from fourstage.settings import Settings, load_settings, write_settings
 from fourstage.store.progress import Progress as StoreProgress
-from fourstage.telemetry import configure_logging
-from fourstage.trace import merge
-from fourstage.view import LiveView, final_table, render
+from fourstage.view import render
 
 app = typer.Typer(
     name="fourstage",
@@ -68,9 +66,7 @@ def top(
 
 @app.command()
 def prepare(
-    source: Annotated[
-        Path, typer.Argument(help="Folder or tar of class folders, ILSVRC's archive, or a flat one.")
-    ],
+    source: Annotated[Path, typer.Argument(help="Folder or tar of class folders, ILSVRC's archive, or a flat one.")],
     store: Annotated[Path, typer.Argument(help="Directory to make, or to add a split to.")],
     split: Annotated[str, typer.Option(help="Name of the split.")] = "train",
     labels: Annotated[Path | None, typer.Option(help="For a flat source: lines 'FILE CLASS'.")] = None,
@@ -132,9 +128,7 @@ def run(
     run_dir: RunDirOption,
     recipe: Annotated[str | None, typer.Option(help="Name of a recipe, or a TOML file.")] = None,
     augmenters: Annotated[str, typer.Option(help="Number of augmenters, or auto.")] = "auto",
-    max_steps: Annotated[
-        int | None, typer.Option(help="Stop after this many steps since the beginning.")
-    ] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Stop after this many steps since the beginning.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of order, draws, weights and dropout.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
@@ -147,49 +141,48 @@ def run(
     debug: DebugOption = False,
 ) -> None:
     """Train: start loader, augmenters and trainer here, watch them, stop them in order."""
-    from fourstage.store import open_store
-
     flags = {
         "train.max_steps": max_steps, "train.epochs": epochs, "seed": seed, "train.device": device,
         "transport": transport, "receipt": receipt, "trace": True if trace else None,
     }  # fmt: skip
     began_with = run_dir / rundir.SETTINGS
-    if resume and recipe is None and began_with.is_file():
-        settings = load_settings(str(began_with), overrides=set_ or (), flags=flags)
-    else:
-        settings = load_settings(recipe or "alexnet", overrides=set_ or (), flags=flags)
-    opened = open_store(store)
-    if settings.augmenter.crop > opened.size:
-        raise SettingsError(
-            f"augmenter.crop = {settings.augmenter.crop} is larger than the store's images of {opened.size}",
-            hint=f"--set augmenter.crop={opened.size} or less",
-        )
-    count = augmenter_count(augmenters, settings)
-    rundir.create_run_directory(run_dir, resume=resume)
-    rundir.write_whole(run_dir / rundir.SETTINGS, write_settings(settings))
-    (run_dir / rundir.STATUS).unlink(missing_ok=True)
-    shutil.rmtree(trace_folder(run_dir), ignore_errors=True)
-    configure_logging("run", debug=debug)
-    stop = StopFlag()
-    stop.on_signals()
-    console = Console(stderr=json_)
-    with sockets_folder(settings.sockets) as sockets, LiveView(console) as view:
-        engine = LocalRun(run_dir, sockets, store.absolute(), count, resume, debug)
-        code = engine.run(stop, view)
-    if settings.trace:
-        events = merge(trace_folder(run_dir), run_dir / rundir.TRACE)
-        shutil.rmtree(trace_folder(run_dir), ignore_errors=True)
-        log.info("%d events in %s: open it at ui.perfetto.dev", events, run_dir / rundir.TRACE)
-    summary = rundir.read_json(run_dir / rundir.SUMMARY)
-    if json_:
-        typer.echo(json.dumps(summary))
-    else:
-        console.print(final_table(summary))
-    if code == 130:
-        again = ["fourstage", "run", "--store", str(store), "--run-dir", str(run_dir), "--resume"]
-        Console(stderr=True).print(
-            f"interrupted after step {summary['steps']}; go on with: {shlex.join(again)}"
-        )
+    source = recipe or (str(began_with) if resume and began_with.is_file() else "alexnet")
+    settings = load_settings(source, overrides=set_ or (), flags=flags)
+    code = run_in_foreground(
+        settings, store=store, run_dir=run_dir, augmenters=augmenter_count(augmenters, settings), resume=resume,
+        as_json=json_, debug=debug,
+    )  # fmt: skip
+    raise typer.Exit(code)
+
+
+@app.command()
+def demo(
+    store: Annotated[Path, typer.Option(help="Where the demo's store is made.")] = Path("stores/demo"),
+    run_dir: Annotated[Path, typer.Option(help="Where the run is written; -2, -3 … is added where one is.")] = Path(
+        "runs/demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of the photographs and of the training.")] = 0,
+    json_: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Draw photographs of ten classes, store them, and learn them through all four stages."""
+    from fourstage.demo import write_photographs
+    from fourstage.store.prepare import prepare as prepare_store
+
+    if not (store / "store.json").is_file():
+        with tempfile.TemporaryDirectory(prefix="fourstage-photographs-") as folder:
+            _say("drawing 4,500 photographs of ten classes, 120 to 256 pixels wide", quiet=json_)
+            photographs = Path(folder)
+            write_photographs(photographs, seed=seed, train_per_class=400, validation_per_class=50)
+            for split in ("train", "val"):
+                with _bar(f"preparing {split}", quiet=json_) as progress:
+                    prepare_store(photographs / split, store, split=split, size=36, progress=progress.show)
+    settings = load_settings("demo", flags={"seed": seed, "trace": True})
+    run_dir = free_run_directory(run_dir)
+    _say(f"training the four-layer net on {store}; the run is written to {run_dir}", quiet=json_)
+    code = run_in_foreground(
+        settings, store=store, run_dir=run_dir, augmenters=1, resume=False, as_json=json_, debug=debug
+    )
     raise typer.Exit(code)
 
 
@@ -250,8 +243,6 @@ def trainer(
 def augmenter_count(text: str, settings: Settings) -> int:
     """How many augmenters to start; ``auto``: one per core, less one for a trainer that computes here."""
     if text == "auto":
-        import os
-
         cores = len(os.sched_getaffinity(0))
         return max(1, cores - (settings.model.name != "none"))
     if not text.isdigit() or not 1 <= int(text) <= 1024:
@@ -271,6 +262,11 @@ def _launch(
     if trace_dir is None and settings is not None and settings.endswith(".toml"):
         trace_dir = trace_folder(Path(settings).parent)
     return Launch(resolved, announce, lifeline, debug, trace_dir)
+
+
+def _say(text: str, *, quiet: bool) -> None:
+    if not quiet:
+        Console(stderr=True).print(text, soft_wrap=True, highlight=False)
 
 
 class _bar:  # noqa: N801
@@ -307,7 +303,7 @@ def main() -> None:
         _fail(str(error), error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
-    except Exception as error:  # noqa: BLE001 - the last line of defence: a person sees one line, not a traceback
+    except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):
             _fail(error.format_message(), 2, debug)
         _fail(f"internal error: {error!r}; run again with --debug and report it", 1, debug)

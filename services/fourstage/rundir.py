@@ -23,9 +23,7 @@ def create_run_directory(path: Path, *, resume: bool) -> None:
         if not (path / SETTINGS).is_file():
             raise SettingsError(f"{path} holds no run to resume", hint="leave --resume out to begin one")
     elif (path / SETTINGS).exists():
-        raise SettingsError(
-            f"{path} already holds a run", hint="add --resume to go on, or name another directory"
-        )
+        raise SettingsError(f"{path} already holds a run", hint="add --resume to go on, or name another directory")
     try:
         (path / LOGS).mkdir(parents=True, exist_ok=True)
         (path / CHECKPOINTS).mkdir(exist_ok=True)

@@ -199,9 +199,7 @@ class Settings(Section):
 def recipe_names() -> list[str]:
     """The recipes that come with fourstage, sorted."""
     folder = resources.files("fourstage") / "recipes"
-    return sorted(
-        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
-    )
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
 def load_settings(
@@ -223,9 +221,7 @@ def load_settings(
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
-            raise SettingsError(
-                f"--set takes key=value, got {override!r}", hint="for example --set batch_size=64"
-            )
+            raise SettingsError(f"--set takes key=value, got {override!r}", hint="for example --set batch_size=64")
         _assign(values, key.strip(), _literal(value.strip()))
     for key, value in (flags or {}).items():
         if value is not None:
@@ -262,9 +258,7 @@ def validated(values: Mapping[str, Any]) -> Settings:
         return Settings.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        name = ".".join(
-            str(part) for part in first["loc"] if part not in ("constrained-int", "literal['auto']")
-        )
+        name = ".".join(str(part) for part in first["loc"] if part not in ("constrained-int", "literal['auto']"))
         if first["type"] == "extra_forbidden":
             raise SettingsError(f"there is no setting {name!r}", hint=_nearest(name)) from error
         subject = f"{name} = {first['input']!r}: " if name else ""

@@ -123,9 +123,7 @@ METRICS = (
         ("rank",),
         roles=("trainer",),
     ),
-    Metric(
-        "fourstage_step_seconds", "histogram", "Seconds of one training step.", ("rank",), roles=("trainer",)
-    ),
+    Metric("fourstage_step_seconds", "histogram", "Seconds of one training step.", ("rank",), roles=("trainer",)),
     Metric("fourstage_steps_total", "counter", "Training steps done.", roles=("trainer",)),
     Metric("fourstage_loss", "gauge", "Mean loss of the last training step reported.", roles=("trainer",)),
     Metric("fourstage_learning_rate", "gauge", "Present learning rate.", roles=("trainer",)),

@@ -50,4 +50,7 @@ def bottleneck(load: Shares, transform: Shares, copy: Shares, train: Shares, *, 
     if copy.busy >= SATURATED:
         return f"copy-bound: the copy stage is {copy.busy:.0%} busy, {waits}"
     busiest = max((("load", load), ("transform", transform), ("copy", copy)), key=lambda entry: entry[1].busy)
-    return f"latency-bound: {waits}, yet no stage is saturated (busiest: {busiest[0]}, {busiest[1].busy:.0%}); a larger window would help"
+    return (
+        f"latency-bound: {waits}, yet no stage is saturated (busiest: {busiest[0]}, {busiest[1].busy:.0%}); "
+        "a larger window would help"
+    )

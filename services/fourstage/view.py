@@ -24,9 +24,7 @@ class LiveView:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live = (
-            Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
-        )
+        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
         self._next = 0.0
         self._epoch = -1
 
@@ -85,7 +83,7 @@ def render(status: dict[str, Any]) -> Group:
         table.add_column(title, justify="right" if title.startswith(("waits", "batches", "busy")) else "left")
     for name, _, queue in _STAGES:
         part = status["stages"][name]
-        label = f"{name} ×{status['augmenters']}" if name == "transform" else name
+        label = f"{name} x{status['augmenters']}" if name == "transform" else name
         table.add_row(
             label,
             f"{part['busy']:.0%}",

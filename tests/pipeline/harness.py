@@ -98,7 +98,15 @@ class Services:
         flags = [part for override in overrides for part in ("--set", override)]
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "fourstage", *arguments, "--announce", str(self.folder / f"{name}.json"), *flags],
+                [
+                    sys.executable,
+                    "-m",
+                    "fourstage",
+                    *arguments,
+                    "--announce",
+                    str(self.folder / f"{name}.json"),
+                    *flags,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -68,7 +68,7 @@ def test_each_augmenter_killed_at_random_moments(
     run_dir = tmp_path / "run"
     arguments = [*NETWORK, *WORK, "--augmenters", "2", "--transport", transport]
     run = start_run(store, run_dir, *arguments)
-    killed = []
+    killed: list[int] = []
     for step in sorted(chance.sample(range(1, STEPS - 6), 4)):
         run.reach(step)
         killed.append(run.kill(f"augmenter-{len(killed) % 2}"))
@@ -81,9 +81,7 @@ def test_each_augmenter_killed_at_random_moments(
 
 
 @pytest.mark.parametrize("transport", ["arena", pytest.param("inline", marks=pytest.mark.slow)])
-def test_the_loader_killed_twice(
-    store: Path, tmp_path: Path, plain: tuple[str, list[float]], transport: str
-) -> None:
+def test_the_loader_killed_twice(store: Path, tmp_path: Path, plain: tuple[str, list[float]], transport: str) -> None:
     run_dir = tmp_path / "run"
     run = start_run(store, run_dir, *NETWORK, *WORK, "--augmenters", "2", "--transport", transport)
     for step in (5, 15):
@@ -100,9 +98,7 @@ def test_the_trainer_killed_goes_on_from_its_checkpoint(
     store: Path, tmp_path: Path, plain: tuple[str, list[float]]
 ) -> None:
     run_dir = tmp_path / "run"
-    run = start_run(
-        store, run_dir, *NETWORK, *WORK, "--augmenters", "2", "--set", "train.checkpoint_seconds=0.5"
-    )
+    run = start_run(store, run_dir, *NETWORK, *WORK, "--augmenters", "2", "--set", "train.checkpoint_seconds=0.5")
     run.reach(12)
     run.kill("trainer")
     code, out, error = run.finish()

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import simplejpeg
 from numpy.typing import NDArray
-from pictures import encoded, left_out, pixels, write_folder
 from PIL import Image
 
 from fourstage.errors import StoreError
 from fourstage.store import open_store
 from fourstage.store.images import MAX_PIXELS, Converter, central_patch
 from fourstage.store.prepare import prepare
+from tests.store.pictures import encoded, left_out, pixels, write_folder
 
 SIZE = 32
 PHOTO = pixels(3, 96, 64)
@@ -39,8 +39,7 @@ def bomb() -> bytes:
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
     body = b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
     )
     return b"\x89PNG\r\n\x1a\n" + body
 

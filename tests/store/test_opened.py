@@ -9,12 +9,12 @@ import pytest
 import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import class_files, write_folder
 
 from fourstage.errors import StoreError
 from fourstage.store import open_store
 from fourstage.store.index import RECORD, index_bytes, open_index
 from fourstage.store.prepare import prepare
+from tests.store.pictures import class_files, write_folder
 
 
 @pytest.fixture
@@ -96,9 +96,7 @@ def test_a_folder_that_is_no_store_says_how_to_make_one(tmp_path: Path) -> None:
 
 
 @given(
-    keys=st.sets(
-        st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1), min_size=1, max_size=20
-    ),
+    keys=st.sets(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1), min_size=1, max_size=20),
     seed=st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=50, deadline=None)

@@ -11,13 +11,13 @@ import numpy as np
 import psutil
 import pytest
 import simplejpeg
-from pictures import class_files, encoded, folder_bytes, pixels, write_folder
 
 from fourstage.errors import FourstageError, SettingsError, StoreError
 from fourstage.store import open_store
 from fourstage.store.prepare import prepare
 from fourstage.store.progress import Progress
 from fourstage.store.verify import verify
+from tests.store.pictures import class_files, encoded, folder_bytes, pixels, write_folder
 
 SMALL_SHARDS = 100_000
 SCRIPT = """
@@ -50,9 +50,7 @@ def reference(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return folder_bytes(store)
 
 
-def test_two_workers_make_the_same_bytes_as_one(
-    source: Path, reference: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_two_workers_make_the_same_bytes_as_one(source: Path, reference: dict[str, bytes], tmp_path: Path) -> None:
     prepare(source, tmp_path / "store", size=32, workers=2, shard_bytes=SMALL_SHARDS)
     assert folder_bytes(tmp_path / "store") == reference
 
@@ -247,9 +245,7 @@ def test_a_dead_worker_is_an_error_and_the_work_goes_on_later(source: Path, tmp_
     assert verify(store).ok
 
 
-def test_a_full_disk_is_an_error_with_a_way_on(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_an_error_with_a_way_on(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 

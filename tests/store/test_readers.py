@@ -5,10 +5,10 @@ import tarfile
 
 import numpy as np
 import pytest
-from pictures import class_files, encoded, pixels, write_folder
 
 from fourstage.store import Store, open_store
 from fourstage.store.prepare import prepare
+from tests.store.pictures import class_files, encoded, pixels, write_folder
 
 Sample = tuple[str, int, bytes]
 
@@ -27,11 +27,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         "same.png",
     ]
     files = class_files({"n01": 60, "n02.x": 20})
-    files |= {
-        f"{name}/{file}": encoded(pixels(1000 + n))
-        for name in ("__odd__", "z y")
-        for n, file in enumerate(odd)
-    }
+    files |= {f"{name}/{file}": encoded(pixels(1000 + n)) for name in ("__odd__", "z y") for n, file in enumerate(odd)}
     prepare(write_folder(root / "source", files), root / "store", size=16, workers=1, shard_bytes=50_000)
     return open_store(root / "store")
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import class_files, encoded, left_out, pixels, tar_bytes, write_folder
 
 from fourstage.errors import SettingsError, StoreError
 from fourstage.store import open_store
 from fourstage.store.prepare import prepare
+from tests.store.pictures import class_files, encoded, left_out, pixels, tar_bytes, write_folder
 
 CLASSES = {"cat": 2, "dog": 3}
 KEYS = ["cat/0000", "cat/0001", "dog/0000", "dog/0001", "dog/0002"]
@@ -117,9 +117,7 @@ def test_wrong_labels_are_refused_with_the_line(text: str, message: str, tmp_pat
 
 
 def test_a_source_with_splits_asks_which(tmp_path: Path) -> None:
-    files = {
-        f"{split}/{name}": data for split in ("train", "test") for name, data in class_files(CLASSES).items()
-    }
+    files = {f"{split}/{name}": data for split in ("train", "test") for name, data in class_files(CLASSES).items()}
     source = tmp_path / "cifar.tar.xz"
     source.write_bytes(tar_bytes(files, "w:xz"))
     with pytest.raises(SettingsError, match="--inside"):

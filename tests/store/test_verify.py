@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pictures import class_files, encoded, pixels, write_folder
 
 from fourstage.errors import StoreError
 from fourstage.store import open_store
@@ -14,6 +13,7 @@ from fourstage.store.index import index_bytes
 from fourstage.store.prepare import prepare
 from fourstage.store.progress import Progress
 from fourstage.store.verify import verify
+from tests.store.pictures import class_files, encoded, pixels, write_folder
 
 
 @pytest.fixture(scope="module")

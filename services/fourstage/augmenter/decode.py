@@ -57,9 +57,7 @@ def _turbojpeg() -> Decoder:
             with warnings.catch_warnings():
                 # PyTurboJPEG 1.8 only warns of a truncated image and returns it partly grey.
                 warnings.simplefilter("error", UserWarning)
-                decoded = library.decode(
-                    jpeg, turbojpeg.TJPF_RGB, flags=turbojpeg.TJFLAG_STOPONWARNING, dst=pixels
-                )
+                decoded = library.decode(jpeg, turbojpeg.TJPF_RGB, flags=turbojpeg.TJFLAG_STOPONWARNING, dst=pixels)
         except (OSError, ValueError, UserWarning) as error:
             raise CorruptSampleError(str(error)) from error
         if decoded is not pixels:

@@ -67,9 +67,7 @@ def draw(
     """
     if view.kind != "random":
         corner = 0 if view.kind == "full" else (size - view.crop) // 2
-        return Draws(
-            np.full((rows, 2), corner, np.int32), np.zeros(rows, np.bool_), np.zeros((rows, 3), np.float32)
-        )
+        return Draws(np.full((rows, 2), corner, np.int32), np.zeros(rows, np.bool_), np.zeros((rows, 3), np.float32))
     words = philox.words(seed, epoch, philox.DRAWS, first, rows)
     positions = np.uint64(crop_positions(size, view.crop, view.preset))
     place = words[:, 0]

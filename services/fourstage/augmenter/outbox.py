@@ -100,11 +100,7 @@ class Outbox:
 
     def accept(self, lease: Lease, samples: Payload, jpeg: memoryview, now: float) -> bool:
         """Take a lease on; False where it has no slot, or is already here."""
-        if (
-            not self._free
-            or lease.seq in self._finished
-            or any(w.lease.seq == lease.seq for w in self.leased)
-        ):
+        if not self._free or lease.seq in self._finished or any(w.lease.seq == lease.seq for w in self.leased):
             return False
         work = Work(lease, samples, jpeg, self._free.pop(), now)
         if lease.head:
@@ -175,9 +171,7 @@ class Outbox:
 
     def _on_holds(self, holds: Holds, now: float) -> bool:
         named = set(holds.seqs)
-        freed = [
-            seq for seq, done in self._finished.items() if 0 < done.number <= holds.seen and seq not in named
-        ]
+        freed = [seq for seq, done in self._finished.items() if 0 < done.number <= holds.seen and seq not in named]
         for seq in freed:
             self._free.append(self._finished.pop(seq).work.slot)
         if holds.seen > self._acknowledged:

@@ -56,9 +56,7 @@ class AugmenterService:
         self._identity = identity(self._decode)
         self._waiter = Waiter()
         self._waiter.add(stop.reader)
-        self._link = LoaderLink(
-            address, role="augmenter", name=name, waiter=self._waiter, identity=self._identity
-        )
+        self._link = LoaderLink(address, role="augmenter", name=name, waiter=self._waiter, identity=self._identity)
         self._outboxes: dict[bytes, Outbox] = {}
         self._sources: dict[bytes, Arena] = {}
         """JPEG arenas of the loader, by stream."""
@@ -187,10 +185,7 @@ class AugmenterService:
             return
         total = int(sizes.sum(dtype=np.int64))
         try:
-            if lease.slot < 0:
-                jpeg = payload[1]
-            else:
-                jpeg = self._sources[lease.stream].slot(lease.slot, total)
+            jpeg = payload[1] if lease.slot < 0 else self._sources[lease.stream].slot(lease.slot, total)
             if len(jpeg) != total:
                 raise PeerError(f"{len(jpeg)} bytes of images announced as {total}")
         except (PeerError, KeyError, IndexError) as error:
@@ -217,9 +212,7 @@ class AugmenterService:
             colours=np.array(spec.colours).reshape(3, 3),
         )
         ends = np.cumsum(np.frombuffer(lease.sizes, "<u4"), dtype=np.int64).tolist()
-        images = (
-            [work.jpeg[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)] if ends else []
-        )
+        images = [work.jpeg[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)] if ends else []
         pixels = outbox.pixels(work)
         scratch = self._scratch.setdefault(spec.size, np.empty((spec.size, spec.size, 3), np.uint8))
         for row in range(0, lease.rows, _ROWS_BETWEEN_TURNS):

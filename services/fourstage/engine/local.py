@@ -80,9 +80,7 @@ class LocalRun:
         self._start(self.children[name])
 
     def _start(self, child: Child) -> None:
-        environment = {
-            key: value for key, value in os.environ.items() if not key.startswith(ENVIRONMENT_PREFIX)
-        }
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(ENVIRONMENT_PREFIX)}
         environment |= {
             "FOURSTAGE_LOADER__ADDRESS": f"file:{self.sockets / 'loader.address'}",
             "FOURSTAGE_SOCKETS": os.fspath(self.sockets),

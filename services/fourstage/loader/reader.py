@@ -47,8 +47,7 @@ class Reader:
         self._done = done
         self._files = ShardFiles()
         self._threads = [
-            threading.Thread(target=self._work, name=f"reader-{number}", daemon=True)
-            for number in range(threads)
+            threading.Thread(target=self._work, name=f"reader-{number}", daemon=True) for number in range(threads)
         ]
         for thread in self._threads:
             thread.start()
@@ -139,9 +138,7 @@ def read_exactly(descriptor: int, target: memoryview, offset: int, split: Split,
         try:
             count = os.preadv(descriptor, [target[done:]], offset + done)
         except OSError as error:
-            raise StoreError(
-                f"cannot read sample {split.keys(np.array([index]))[0]!r}: {error.strerror}"
-            ) from error
+            raise StoreError(f"cannot read sample {split.keys(np.array([index]))[0]!r}: {error.strerror}") from error
         if count == 0:
             raise StoreError(
                 f"sample {split.keys(np.array([index]))[0]!r} lies beyond the end of its shard",

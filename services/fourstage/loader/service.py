@@ -10,7 +10,7 @@ import queue
 import secrets
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import fourstage
@@ -26,8 +26,23 @@ from fourstage.trace import Trace
 from fourstage.views import colour_matrix
 from fourstage.wire import side
 from fourstage.wire.messages import (
-    Beat, Bye, Close, Failed, Gone, Hello, Lease, Message, Open, Opened, Progress, Refused, Stages, Stream, Usage,
-    Welcome, Who,
+    Beat,
+    Bye,
+    Close,
+    Failed,
+    Gone,
+    Hello,
+    Lease,
+    Message,
+    Open,
+    Opened,
+    Progress,
+    Refused,
+    Stages,
+    Stream,
+    Usage,
+    Welcome,
+    Who,
 )  # fmt: skip
 from fourstage.wire.sockets import Bound, Peer, Waiter
 
@@ -42,7 +57,7 @@ class _Client:
     peer: Peer
     heard: float
     side: socket.socket | None = None
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
 
 
 class LoaderService:
@@ -161,9 +176,7 @@ class LoaderService:
                 self._close_stream(message.stream)
             case Beat() if client.hello.role == "augmenter":
                 client.usage = message.usage
-                self._leases.beat(
-                    uuid, seen=message.seen, held=message.held, slots=message.slots, now=client.heard
-                )
+                self._leases.beat(uuid, seen=message.seen, held=message.held, slots=message.slots, now=client.heard)
             case Failed() if client.hello.role == "augmenter":
                 self._on_failed(client, message)
             case Bye():
@@ -171,9 +184,7 @@ class LoaderService:
                 self._forget(uuid, died=False)
             case _:
                 self._telemetry.counter("fourstage_peer_errors_total").inc()
-                log.warning(
-                    "%s sent %s, which is not for it to send", client.hello.name, type(message).__name__
-                )
+                log.warning("%s sent %s, which is not for it to send", client.hello.name, type(message).__name__)
 
     def _on_hello(self, peer: Peer, hello: Hello) -> None:
         now = time.monotonic()
@@ -209,14 +220,10 @@ class LoaderService:
                 stream = open_stream(self._store, spec, client.hello.peer, self._settings.memory)
             except FourstageError as error:
                 log.error("refused a stream of %s: %s", client.hello.name, error)
-                self._socket.send(
-                    client.peer, Failed(stream=spec.stream, seq=0, row=-1, reason=str(error)[:1024])
-                )
+                self._socket.send(client.peer, Failed(stream=spec.stream, seq=0, row=-1, reason=str(error)[:1024]))
                 return
             self._streams[spec.stream] = stream
-            self._leases.open(
-                spec.stream, start=spec.start, end=stream.end, window=spec.window, identity=spec.identity
-            )
+            self._leases.open(spec.stream, start=spec.start, end=stream.end, window=spec.window, identity=spec.identity)
             stream.prefetched = spec.start
             log.info(
                 "%s opened %s: %s, batches %d to %d of %d, window %s",
@@ -248,9 +255,7 @@ class LoaderService:
         if stream is None:
             self._socket.send(client.peer, Who())
             return
-        for seq in self._leases.progress(
-            message.stream, message.consumed, message.arrived, now=time.monotonic()
-        ):
+        for seq in self._leases.progress(message.stream, message.consumed, message.arrived, now=time.monotonic()):
             stream.release(seq)
 
     def _on_failed(self, client: _Client, failed: Failed) -> None:
@@ -266,9 +271,7 @@ class LoaderService:
             reason = f"sample {key!r} cannot be decoded: {reason}"
         log.error("stream %s failed at batch %d: %s", stream.spec.stream.hex()[:8], seq, reason)
         if client := self._clients.get(stream.client):
-            self._socket.send(
-                client.peer, Failed(stream=stream.spec.stream, seq=seq, row=row, reason=reason[:1024])
-            )
+            self._socket.send(client.peer, Failed(stream=stream.spec.stream, seq=seq, row=row, reason=reason[:1024]))
 
     def _announce(self, client: _Client, stream: LoaderStream) -> None:
         """Tell an augmenter of a stream; the arena goes over the side connection, first."""
@@ -534,9 +537,7 @@ class LoaderService:
         )
         free = sum(len(stream.free) for stream in self._streams.values())
         gauge("fourstage_slots", "free").set(free)
-        gauge("fourstage_slots", "used").set(
-            sum(stream.arena.slots for stream in self._streams.values()) - free
-        )
+        gauge("fourstage_slots", "used").set(sum(stream.arena.slots for stream in self._streams.values()) - free)
 
     def _count_peers(self) -> None:
         for role in ("augmenter", "trainer"):

@@ -153,9 +153,7 @@ def _list_folder(listing: Listing, path: str, prefix: str) -> None:
             listing.left_out.append(LeftOut(name, "not a regular file"))
 
 
-def _walk_tar(
-    listing: Listing, path: Path, start: int, end: int, prefix: str
-) -> Iterator[tuple[str, Member]]:
+def _walk_tar(listing: Listing, path: Path, start: int, end: int, prefix: str) -> Iterator[tuple[str, Member]]:
     """The regular files of the tar that lies at ``start`` to ``end`` of a file."""
     with path.open("rb") as stream:
         stream.seek(start)
@@ -166,15 +164,11 @@ def _walk_tar(
                     vars(tar)["members"].clear()
                     name = _safe_name(info.name)
                     if name is None:
-                        listing.left_out.append(
-                            LeftOut(prefix + info.name, "its name leads out of the archive")
-                        )
+                        listing.left_out.append(LeftOut(prefix + info.name, "its name leads out of the archive"))
                     elif info.isdir():
                         listing.folders.add(prefix + name)
                     elif not info.isreg() or info.issparse():
-                        listing.left_out.append(
-                            LeftOut(prefix + name, "a link, device or sparse file in a tar")
-                        )
+                        listing.left_out.append(LeftOut(prefix + name, "a link, device or sparse file in a tar"))
                     elif info.offset_data + info.size > end:
                         raise _damaged(path, info.offset)
                     else:

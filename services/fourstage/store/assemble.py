@@ -53,9 +53,7 @@ def assemble(
             sums.merge(part.sums)
         if part.bytes:
             name = shard_name(split, number)
-            shards.append(
-                ShardEntry(name=name, bytes=part.bytes, images=len(part.records), xxh3_128=part.xxh3_128)
-            )
+            shards.append(ShardEntry(name=name, bytes=part.bytes, images=len(part.records), xxh3_128=part.xxh3_128))
     if not keys:
         discard_parts(work)
         name, reason = all_left_out[0]

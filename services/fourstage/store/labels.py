@@ -44,9 +44,7 @@ def read_labels(path: Path, names: Sequence[str], labels_map: Path | None) -> di
         )
     if labels_map is not None:
         if not numbers:
-            raise SettingsError(
-                f"--labels-map translates numbers, and {path} holds names", hint="leave it out"
-            )
+            raise SettingsError(f"--labels-map translates numbers, and {path} holds names", hint="leave it out")
         pairs = _translated(path, pairs, labels_map)
     labels: dict[str, str] = {}
     for name, label in pairs:

@@ -90,9 +90,7 @@ def read_manifest(store: Path) -> Manifest:
         raise _damaged(path, str(error)) from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         found = values.get("format") if isinstance(values, dict) else values
-        raise StoreError(
-            f"{path} has format {found!r}, not {FORMAT!r}", hint="name a store made by fourstage prepare"
-        )
+        raise StoreError(f"{path} has format {found!r}, not {FORMAT!r}", hint="name a store made by fourstage prepare")
     if values.get("version") != VERSION:
         raise StoreError(
             f"{store} has format version {values.get('version')!r}, and this fourstage reads {VERSION}",

@@ -148,13 +148,9 @@ def prepare(
     )
 
 
-def _check_settings(
-    split: str, size: int, quality: int, workers: int, shard_bytes: int, max_pixels: int
-) -> None:
+def _check_settings(split: str, size: int, quality: int, workers: int, shard_bytes: int, max_pixels: int) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", split):
-        raise SettingsError(
-            f"a split cannot be called {split!r}", hint="use letters, digits, - and _, such as val"
-        )
+        raise SettingsError(f"a split cannot be called {split!r}", hint="use letters, digits, - and _, such as val")
     ranges = (
         ("size", size, MAX_SIZE),
         ("quality", quality, 100),
@@ -179,9 +175,7 @@ def _existing(store: Path, work: Path, split: str, size: int, quality: int) -> M
     manifest = read_manifest(store)
     if split in manifest.splits:
         discard_parts(work)  # killed between store.json and the removal of its work
-        raise SettingsError(
-            f"{store} already has the split {split!r}", hint="name another store or another --split"
-        )
+        raise SettingsError(f"{store} already has the split {split!r}", hint="name another store or another --split")
     for name, asked, kept in (("size", size, manifest.size), ("quality", quality, manifest.quality)):
         if asked != kept:
             raise SettingsError(

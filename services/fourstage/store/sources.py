@@ -73,19 +73,13 @@ def read_source(
     left_out = listing.left_out
     if labels is None:
         if labels_map is not None:
-            raise SettingsError(
-                "--labels-map says what the numbers of --labels mean", hint="give --labels too"
-            )
+            raise SettingsError("--labels-map says what the numbers of --labels mean", hint="give --labels too")
         classes = _folder_classes(source, listing)
         left_out += [LeftOut(name, "not in a class folder") for name in members if name not in classes]
     else:
         classes = read_labels(labels, sorted(members), labels_map)
-        left_out += [
-            LeftOut(name, f"{labels.name} has no class for it") for name in members if name not in classes
-        ]
-        left_out += [
-            LeftOut(name, f"in {labels.name}, not in the source") for name in classes if name not in members
-        ]
+        left_out += [LeftOut(name, f"{labels.name} has no class for it") for name in members if name not in classes]
+        left_out += [LeftOut(name, f"in {labels.name}, not in the source") for name in classes if name not in members]
     images = _with_keys(
         (name, name if labels else name.partition("/")[2], classes[name], member)
         for name, member in members.items()
@@ -101,9 +95,7 @@ def _inside(source: Path, listing: Listing, folder: str) -> Listing:
         if folder in candidate.folders or any(name.startswith(f"{folder}/") for name in candidate.members):
             return _below(candidate, folder)
     tops = sorted({name.partition("/")[0] for name in listing.members if "/" in name})
-    raise SettingsError(
-        f"{source} has no folder {folder!r} inside", hint=f"it has {', '.join(tops[:10]) or 'none'}"
-    )
+    raise SettingsError(f"{source} has no folder {folder!r} inside", hint=f"it has {', '.join(tops[:10]) or 'none'}")
 
 
 def _without_common_folder(listing: Listing, *, flat: bool) -> Listing:

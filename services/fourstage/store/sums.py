@@ -14,9 +14,7 @@ class Sums:
     ``pixels`` is int64 or, to travel light, uint32 (enough for 16 million images).
     """
 
-    def __init__(
-        self, pixels: NDArray[Any], products: NDArray[np.int64] | None = None, count: int = 0
-    ) -> None:
+    def __init__(self, pixels: NDArray[Any], products: NDArray[np.int64] | None = None, count: int = 0) -> None:
         self.pixels = pixels
         self.products = np.zeros((3, 3), np.int64) if products is None else products
         self.count = count

@@ -37,9 +37,7 @@ class VerifyReport:
         return not self.problems
 
 
-def verify(
-    path: Path | str, *, decode: bool = False, progress: ProgressCallback | None = None
-) -> VerifyReport:
+def verify(path: Path | str, *, decode: bool = False, progress: ProgressCallback | None = None) -> VerifyReport:
     """Read a whole store and compare it with its checksums; ``decode`` also decodes each JPEG.
 
     Raises StoreError only where there is no store of a known version at ``path``; all else is a problem in
@@ -137,9 +135,7 @@ class _Check:
         columns = (index.records[name][first:last].tolist() for name in ("label", "offset", "size"))
         keys = (index.key(position) for position in range(first, last))
         path = (self.path / shard.name).with_suffix(".idx")
-        self._compare(
-            path, path.exists() and path.read_bytes() == dali_index(zip(keys, *columns, strict=True))
-        )
+        self._compare(path, path.exists() and path.read_bytes() == dali_index(zip(keys, *columns, strict=True)))
 
     def _is(self, path: Path, sha256: str) -> bool:
         return self._compare(path, path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256)

@@ -57,22 +57,16 @@ def workspace(store: Path, split: str) -> Iterator[Path]:
         store.mkdir(parents=True, exist_ok=True)
         lock = os.open(store / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise SettingsError(
-            f"cannot write to {store}: {error.strerror}", hint="name another STORE"
-        ) from error
+        raise SettingsError(f"cannot write to {store}: {error.strerror}", hint="name another STORE") from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise StoreError(
-                f"another prepare is writing to {store}", hint="wait until it has ended"
-            ) from error
+            raise StoreError(f"another prepare is writing to {store}", hint="wait until it has ended") from error
         entries = {path.name for path in store.iterdir()} - {LOCK_NAME}
         if entries and MANIFEST_NAME not in entries and not any(name.startswith(_WORK) for name in entries):
             (store / LOCK_NAME).unlink()
-            raise SettingsError(
-                f"{store} is not empty and no store", hint="name a folder that is empty or new"
-            )
+            raise SettingsError(f"{store} is not empty and no store", hint="name a folder that is empty or new")
         work.mkdir(exist_ok=True)
         try:
             yield work

@@ -69,9 +69,7 @@ class CopyStage:
         shape = (rows if finish else 0, crop, crop, 3)
         self._images = [torch.empty(shape, dtype=torch.float32, device=device) for _ in range(_BUFFERS)]
         on_gpu = device.type == "cuda" and finish is not None
-        self._uploads = [
-            torch.empty(shape, dtype=torch.uint8, device=device) for _ in range(_BUFFERS if on_gpu else 0)
-        ]
+        self._uploads = [torch.empty(shape, dtype=torch.uint8, device=device) for _ in range(_BUFFERS if on_gpu else 0)]
         self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._trained: list[torch.cuda.Event | None] = [None] * _BUFFERS
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -122,7 +120,7 @@ class CopyStage:
                     self._ready.put(item)
         except FourstageError as error:
             self._ready.put(error)
-        except Exception as error:  # noqa: BLE001 - the train stage waits on this thread and must hear of its end
+        except Exception as error:
             self._ready.put(FourstageError(f"the copy stage failed: {error!r}"))
         self._ready.put(None)
 

@@ -27,7 +27,19 @@ from fourstage.wire import side
 from fourstage.wire.codec import decode_body
 from fourstage.wire.link import LoaderLink
 from fourstage.wire.messages import (
-    Batch, Close, Failed, Hello, Holds, Message, Open, Opened, Progress, Samples, Stages, Welcome, Who,
+    Batch,
+    Close,
+    Failed,
+    Hello,
+    Holds,
+    Message,
+    Open,
+    Opened,
+    Progress,
+    Samples,
+    Stages,
+    Welcome,
+    Who,
 )  # fmt: skip
 from fourstage.wire.sockets import Bound, Payload, Peer, Waiter
 
@@ -142,7 +154,7 @@ class Feed:
         try:
             while not self._stopping:
                 self._turn()
-        except Exception as error:  # noqa: BLE001 - whatever ends this thread must reach those who wait on it
+        except Exception as error:
             if not isinstance(error, FourstageError):
                 log.exception("the feed failed")
             with self._lock:
@@ -282,9 +294,7 @@ class Feed:
         size = message.rows * crop * crop * 3
         if message.slot >= 0:
             if source.arena is None:
-                raise PeerError(
-                    f"{hello.name} names slot {message.slot} of an arena that it never handed over"
-                )
+                raise PeerError(f"{hello.name} names slot {message.slot} of an arena that it never handed over")
             pixels = source.arena.slot(message.slot, size)
         elif len(payload) == 3 and len(payload[2]) == size:
             pixels = payload[2]
@@ -326,9 +336,7 @@ class Feed:
         if source.peer:
             self._socket.send(
                 source.peer,
-                Holds(
-                    stream=key[1], session=source.session, seen=source.seen, seqs=tuple(sorted(source.held))
-                ),
+                Holds(stream=key[1], session=source.session, seen=source.seen, seqs=tuple(sorted(source.held))),
             )
 
     def _send_progress(self, inbox: Inbox, beat: bool) -> None:
@@ -336,9 +344,10 @@ class Feed:
             return
         consumed, arrived = inbox.progress()
         state = (consumed, arrived)
-        if beat or self._told.get(inbox.spec.stream) != state:
-            if self._link.send(Progress(stream=inbox.spec.stream, consumed=consumed, arrived=arrived)):
-                self._told[inbox.spec.stream] = state
+        if not beat and self._told.get(inbox.spec.stream) == state:
+            return
+        if self._link.send(Progress(stream=inbox.spec.stream, consumed=consumed, arrived=arrived)):
+            self._told[inbox.spec.stream] = state
 
     # Side connections
 

@@ -5,7 +5,6 @@ has come. Only the condition here is shared between the two.
 """
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -143,9 +142,7 @@ class Inbox:
 
     def open(self, opened: Opened, mean: NDArray[np.float32]) -> None:
         """The loader has opened the stream, or opened it again after a restart."""
-        plan = BatchPlan(
-            opened.samples, self.spec.batch_size, self.spec.remainder, self.spec.rank, self.spec.world
-        )
+        plan = BatchPlan(opened.samples, self.spec.batch_size, self.spec.remainder, self.spec.rank, self.spec.world)
         order = Order(plan, seed=self.spec.seed, shuffle=self.spec.shuffle)
         with self._condition:
             if self.info is None:

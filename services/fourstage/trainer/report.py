@@ -98,9 +98,7 @@ class Report:
     def receipt(self, line: dict[str, Any], duplicates: int) -> None:
         """An epoch's samples were all used."""
         redispatched = self.stages.redispatched if self.stages else 0
-        self._receipt.add(
-            line | {"redispatched": redispatched, "duplicates_dropped": duplicates, "corrupt": []}
-        )
+        self._receipt.add(line | {"redispatched": redispatched, "duplicates_dropped": duplicates, "corrupt": []})
         self._receipt.flush()
 
     def status(self, state: str, arrived: int, *, force: bool = False) -> None:

@@ -74,9 +74,7 @@ class TrainerService:
         )  # fmt: skip
         self._info = self._opened(self._inbox)
         self._validation = self._open_validation()
-        self._receipt = (
-            Receipt.from_state(state.receipt, settings.receipt) if state else Receipt(settings.receipt)
-        )
+        self._receipt = Receipt.from_state(state.receipt, settings.receipt) if state else Receipt(settings.receipt)
         self._learner = make_learner(settings, classes=len(self._info.opened.classes), device=self._device)
         if self._saved is not None:
             model, optimizer = self._learner.tensors()
@@ -160,11 +158,7 @@ class TrainerService:
         batch = item.batch
         rate = learning_rate(self._settings.train, batch.place.epoch)
         rows = len(batch.keys)
-        loss = (
-            self._learner.train(item.images, item.labels, step=batch.seq, learning_rate=rate)
-            if rows
-            else None
-        )
+        loss = self._learner.train(item.images, item.labels, step=batch.seq, learning_rate=rate) if rows else None
         self._copy.recycle(item)
         # The loss of the step before is read only now: on a GPU reading it at once would wait for the device.
         self._flush()
@@ -298,9 +292,7 @@ class TrainerService:
             colour_std=settings.colour_std if settings.augment else 0.0,
         )
 
-    def _copy_stage(
-        self, inbox: Inbox, info: StreamInfo, finish: Finish | None, label: str, meter: Any
-    ) -> CopyStage:
+    def _copy_stage(self, inbox: Inbox, info: StreamInfo, finish: Finish | None, label: str, meter: Any) -> CopyStage:
         return CopyStage(
             inbox,
             finish,

@@ -65,9 +65,7 @@ def decode(frames: Sequence[bytes | memoryview]) -> Message:
     if len(header) != 4 or header[:2] != MAGIC:
         raise PeerError(f"frame 0 is {header!r}, not a fourstage header")
     if header[2] != PROTOCOL:
-        raise PeerError(
-            f"protocol {header[2]}; this side speaks {PROTOCOL}", hint="run one version everywhere"
-        )
+        raise PeerError(f"protocol {header[2]}; this side speaks {PROTOCOL}", hint="run one version everywhere")
     kind = TYPES.get(header[3])
     if kind is None:
         raise PeerError(f"unknown message type {header[3]}")

@@ -148,11 +148,7 @@ class LoaderLink:
             self.session -= 1
 
     def _is_news(self, message: Welcome) -> bool:
-        return (
-            self.welcome is None
-            or self.welcome.session != message.session
-            or self.welcome.peer != message.peer
-        )
+        return self.welcome is None or self.welcome.session != message.session or self.welcome.peer != message.peer
 
     def _on_welcome(self, message: Welcome) -> None:
         same_loader = self.welcome is not None and self.welcome.peer == message.peer

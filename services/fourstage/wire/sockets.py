@@ -24,9 +24,7 @@ _LINGER_MS = 1000
 class _Socket:
     """What both ends share. Without a context it has one of its own, so that closing touches nothing else."""
 
-    def __init__(
-        self, kind: int, max_frame: int, context: "zmq.Context[zmq.Socket[bytes]] | None" = None
-    ) -> None:
+    def __init__(self, kind: int, max_frame: int, context: "zmq.Context[zmq.Socket[bytes]] | None" = None) -> None:
         self._owned = context is None
         self._context = context or zmq.Context()
         self.socket: zmq.Socket[bytes] = self._context.socket(kind)
@@ -86,9 +84,7 @@ class Bound(_Socket):
             in_use = error.errno == zmq.EADDRINUSE
             raise SettingsError(
                 f"cannot bind {address}: {error.strerror}",
-                hint="stop what listens there or choose another port"
-                if in_use
-                else "tcp://ADDRESS:PORT or ipc://PATH",
+                hint="stop what listens there or choose another port" if in_use else "tcp://ADDRESS:PORT or ipc://PATH",
             ) from error
         self.address = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 

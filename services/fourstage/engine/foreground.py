@@ -1,0 +1,77 @@
+"""A run in the foreground: its directory, its processes, its view, and what is said in the end."""
+
+import json
+import logging
+import shlex
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+
+from fourstage import rundir
+from fourstage.engine.local import LocalRun
+from fourstage.errors import SettingsError
+from fourstage.process import StopFlag, sockets_folder
+from fourstage.settings import Settings, write_settings
+from fourstage.store import open_store
+from fourstage.telemetry import configure_logging
+from fourstage.trace import TRACE_FOLDER, merge
+from fourstage.view import LiveView, final_table
+
+log = logging.getLogger(__name__)
+
+
+def run_in_foreground(
+    settings: Settings, *, store: Path, run_dir: Path, augmenters: int, resume: bool, as_json: bool, debug: bool
+) -> int:
+    """Train with a live view; the exit code. Raises FourstageErrors before anything is written where it can."""
+    size = open_store(store).size
+    if settings.augmenter.crop > size:
+        raise SettingsError(
+            f"augmenter.crop = {settings.augmenter.crop} is larger than the store's images of {size}x{size}",
+            hint=f"--set augmenter.crop={size} or less",
+        )
+    rundir.create_run_directory(run_dir, resume=resume)
+    rundir.write_whole(run_dir / rundir.SETTINGS, write_settings(settings))
+    for stale in (rundir.STATUS, rundir.SUMMARY):
+        (run_dir / stale).unlink(missing_ok=True)
+    events = run_dir / TRACE_FOLDER
+    shutil.rmtree(events, ignore_errors=True)
+    configure_logging("run", debug=debug)
+    stop = StopFlag()
+    stop.on_signals()
+    console = Console(stderr=as_json)
+    with sockets_folder(settings.sockets) as sockets, LiveView(console) as view:
+        code = LocalRun(run_dir, sockets, store.absolute(), augmenters, resume, debug).run(stop, view)
+    if settings.trace:
+        merge(events, run_dir / rundir.TRACE)
+        shutil.rmtree(events, ignore_errors=True)
+    summary = rundir.read_json(run_dir / rundir.SUMMARY)
+    if as_json:
+        print(json.dumps(summary))  # noqa: T201 - the one object that --json promises
+    else:
+        console.print(final_table(summary))
+        console.print(f"written to {run_dir}: {', '.join(written(run_dir))}", soft_wrap=True, highlight=False)
+    if code == 130:
+        command = ["fourstage", "run", "--store", str(store), "--run-dir", str(run_dir), "--resume"]
+        Console(stderr=True).print(
+            f"interrupted after step {summary['steps']}; go on with: {shlex.join(command)}",
+            soft_wrap=True,
+            highlight=False,
+        )
+    return code
+
+
+def written(run_dir: Path) -> list[str]:
+    """The files that a person may want to look at."""
+    names = (rundir.SUMMARY, rundir.RECEIPT, rundir.STEPS, rundir.EPOCHS, rundir.TRACE)
+    return [name for name in names if (run_dir / name).is_file()]
+
+
+def free_run_directory(wanted: Path) -> Path:
+    """The wanted directory, or the first of ``NAME-2``, ``NAME-3`` … that holds no run."""
+    path, number = wanted, 1
+    while (path / rundir.SETTINGS).exists():
+        number += 1
+        path = wanted.with_name(f"{wanted.name}-{number}")
+    return path
