@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fourstage import __version__, rundir
 from fourstage.engine.foreground import free_run_directory, run_in_foreground
-from fourstage.engine.local import ERROR_PREFIX
+from fourstage.engine.processes import ERROR_PREFIX
 from fourstage.errors import FourstageError, SettingsError
 from fourstage.services import Launch, run_augmenter, run_loader, run_trainer, trace_folder
 from fourstage.settings import Settings, load_settings, write_settings

@@ -15,6 +15,8 @@ from types import FrameType
 from fourstage.errors import SettingsError
 from fourstage.wire.side import MAX_PATH
 
+ORPHANED = "the parent process is gone"
+
 
 class StopFlag:
     """Set once: by a signal, by the parent's death, or by the program itself."""
@@ -22,6 +24,8 @@ class StopFlag:
     def __init__(self) -> None:
         # No threading.Event: a signal handler that takes a lock which the main thread holds never returns.
         self._set = False
+        self.urgent = False
+        """A second signal came: whoever stops in order stops at once."""
         self.reason = ""
         self.reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         """Readable once the flag is set: data loops wait on it beside their sockets."""
@@ -44,6 +48,7 @@ class StopFlag:
         """SIGTERM and SIGINT set the flag."""
 
         def handle(number: int, _: FrameType | None) -> None:
+            self.urgent = self._set
             self.set(signal.Signals(number).name)
 
         signal.signal(signal.SIGTERM, handle)
@@ -55,7 +60,7 @@ class StopFlag:
         def watch() -> None:
             while os.read(descriptor, 512):
                 continue
-            self.set("the parent process is gone")
+            self.set(ORPHANED)
 
         threading.Thread(target=watch, name="lifeline", daemon=True).start()
 

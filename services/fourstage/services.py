@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import fourstage
 from fourstage import rundir
-from fourstage.process import StopFlag, sockets_folder
+from fourstage.process import ORPHANED, StopFlag, sockets_folder
 from fourstage.settings import Settings
 from fourstage.telemetry import Role, Telemetry, configure_logging
 from fourstage.trace import TRACE_FOLDER, Trace
@@ -62,6 +63,9 @@ def started(role: Role, name: str, launch: Launch) -> Iterator[Started]:
         finally:
             trace.close()
             telemetry.close()
+            if stop.reason == ORPHANED:
+                # Whoever made the folder cannot remove it any more.
+                shutil.rmtree(sockets, ignore_errors=True)
     log.info("stopped%s", f" ({stop.reason})" if stop.reason else "")
 
 

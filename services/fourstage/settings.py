@@ -42,8 +42,8 @@ class ModelSettings(Section):
     response_norm: bool = True
     """Local response normalisation (paper, section 3.3) after the first two layers."""
 
-    dropout: Fraction = 0.5
-    """Share of the units of fc6 and fc7 that is zeroed in training (paper, section 4.2); 0 switches it off."""
+    dropout: Fraction | None = None
+    """Share of the units of fc6 and fc7 that is zeroed in training (paper, section 4.2); unset, AlexNet's 0.5."""
 
     init_std: Annotated[float, Field(gt=0.0, le=10.0)] | None = None
     """Standard deviation of the initial weights; unset, the model's own (AlexNet 0.01, paper section 5)."""
@@ -191,6 +191,8 @@ class Settings(Section):
     def _consistent(self) -> Self:
         if self.train.step_seconds > 0.0 and self.model.name != "none":
             raise ValueError('train.step_seconds simulates a device: it needs model.name = "none"')
+        if self.model.name == "cifar" and self.model.dropout:
+            raise ValueError(f"model.dropout = {self.model.dropout}: the four-layer net has no dropout; leave it out")
         if self.loader.silence_seconds <= 2 * self.loader.heartbeat_seconds:
             raise ValueError("loader.silence_seconds must be more than two loader.heartbeat_seconds")
         return self

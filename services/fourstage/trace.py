@@ -8,6 +8,7 @@ Times are CLOCK_MONOTONIC, which all processes of one host share.
 """
 
 import json
+import threading
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,6 +22,7 @@ class Trace:
 
     def __init__(self, folder: Path | None, worker: str, number: int = 0) -> None:
         self._number = number
+        self._lock = threading.Lock()
         self._file: TextIO | None = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -38,15 +40,17 @@ class Trace:
                 ts=_micros(began), dur=_micros(ended - began), args={"seq": seq, "stream": stream},
             )  # fmt: skip
 
-    def stay(self, stage: str, seq: int, began: float, ended: float, stream: str = "train") -> None:
-        """A batch lay in a stage, from its arrival until the next stage took it."""
+    def stay(self, stage: str, seq: int, began: float | None, ended: float | None, stream: str = "train") -> None:
+        """A batch lay in a stage, from when it came until the next stage took it. A time that another process knows
+        is None here: that process writes it."""
         if self._file:
             common: dict[str, Any] = {
                 "name": f"{stream} {seq}", "cat": f"{stage} {stream}", "pid": STAGE_ROWS[stage],
                 "tid": self._number, "id": seq, "args": {"seq": seq, "stream": stream, "stage": stage},
             }  # fmt: skip
-            self._write(ph="b", ts=_micros(began), **common)
-            self._write(ph="e", ts=_micros(ended), **common)
+            for phase, moment in (("b", began), ("e", ended)):
+                if moment is not None:
+                    self._write(ph=phase, ts=_micros(moment), **common)
 
     def close(self) -> None:
         if self._file:
@@ -54,8 +58,10 @@ class Trace:
             self._file = None
 
     def _write(self, **event: Any) -> None:
-        if self._file:
-            self._file.write(json.dumps(event, separators=(",", ":")) + "\n")
+        line = json.dumps(event, separators=(",", ":")) + "\n"
+        with self._lock:
+            if self._file:
+                self._file.write(line)
 
 
 _OWNERS = {"load": "loader", "transform": "augmenter", "copy": "trainer", "train": "trainer"}

@@ -63,9 +63,10 @@ def test_training_goes_on_and_no_slot_is_lost(store: Path, tmp_path: Path, hedge
             return running.metric(name, "fourstage_slots", state="free") == 2.0
 
         # Frozen with leases in hand and a slot in work; the others fill up behind the head that it holds.
-        frozen = eventually(
-            lambda: next((n for n in names if running.metric(n, "fourstage_slots", state="used") >= 1), None), "a lease"
-        )
+        def busy() -> str:
+            return next((name for name in names if running.metric(name, "fourstage_slots", state="used") >= 1), "")
+
+        frozen = eventually(busy, "a lease")
         running.signal(frozen, signal.SIGSTOP)
         eventually(lambda: all(is_full(name) for name in names if name != frozen), "full slots")
 

@@ -6,6 +6,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import simplejpeg
@@ -181,3 +182,15 @@ def test_shrinking_averages_areas() -> None:
     stripes = np.zeros((320, 320, 3), np.uint8)
     stripes[:, ::2] = 255
     assert np.abs(central_patch(stripes, SIZE).astype(int) - 127.5).max() <= 1.5
+
+
+@pytest.mark.parametrize("side", [33, 40, 47, 63, 64, 65])
+def test_shrinking_a_little_is_averaging_too(side: int) -> None:
+    image = pixels(11, side, side)
+    exact = cv2.resize(image, (SIZE, SIZE), interpolation=cv2.INTER_AREA).astype(int)
+    assert np.abs(central_patch(image, SIZE).astype(int) - exact).mean() < 1.0
+
+
+def test_an_image_of_the_stored_size_keeps_its_pixels() -> None:
+    image = pixels(12, SIZE, SIZE)
+    np.testing.assert_array_equal(central_patch(image, SIZE), image)

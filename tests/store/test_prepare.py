@@ -1,6 +1,7 @@
 """Same bytes for any number of workers and after any kill; nothing half-written; further splits."""
 
 import fcntl
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -235,9 +236,8 @@ def test_a_dead_worker_is_an_error_and_the_work_goes_on_later(source: Path, tmp_
     store = tmp_path / "store"
 
     def murder(_: Progress) -> None:
-        for child in psutil.Process(os.getpid()).children(recursive=True):
-            if "spawn_main" in " ".join(child.cmdline()):
-                child.kill()
+        for child in multiprocessing.active_children():
+            child.kill()
 
     with pytest.raises(StoreError, match="worker process"):
         prepare(source, store, size=32, workers=2, shard_bytes=1, progress=murder)

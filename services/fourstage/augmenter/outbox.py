@@ -88,8 +88,8 @@ class Outbox:
 
     @property
     def slots(self) -> tuple[bytes, int, int]:
-        """Stream, free slots, slots that take part in the window (the spare does not)."""
-        return self.spec.stream, len(self._free), max(1, self.arena.slots - 1)
+        """Stream, free slots, slots in all."""
+        return self.spec.stream, len(self._free), self.arena.slots
 
     @property
     def held(self) -> list[tuple[bytes, int]]:

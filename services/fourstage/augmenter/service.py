@@ -237,7 +237,8 @@ class AugmenterService:
             return
         now = time.monotonic()
         self._meter.done(now - began, items=lease.rows, size=pixels.nbytes)
-        self._trace.work("transform", lease.seq, began, now, spec.view.kind)
+        self._trace.work("transform", lease.seq, began, now, spec.split)
+        self._trace.stay("transform", lease.seq, work.received, None, spec.split)
         outbox.finish(work, draws, now)
         self._changed = True
 

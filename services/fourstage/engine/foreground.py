@@ -46,6 +46,9 @@ def run_in_foreground(
     if settings.trace:
         merge(events, run_dir / rundir.TRACE)
         shutil.rmtree(events, ignore_errors=True)
+    if stop.urgent:
+        log.warning("stopped at once: the run can go on from its last checkpoint")
+        return code
     summary = rundir.read_json(run_dir / rundir.SUMMARY)
     if as_json:
         print(json.dumps(summary))  # noqa: T201 - the one object that --json promises

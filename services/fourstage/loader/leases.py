@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 Worker = Hashable
 StreamId = bytes
 
-READ_AHEAD = 2
-"""Batches that an automatic window holds beyond all slots of the workers: one being read, one lying ready."""
+READ_AHEAD = 4
+"""Batches that an automatic window holds beyond all slots of the workers: the one being trained on and the one being
+copied, which may need no slot any more, one being read and one lying ready."""
 SMALLEST_WINDOW = 4
 """The four stages of one pipeline, before any worker has come."""
 DEATHS_BEFORE_POISON = 3

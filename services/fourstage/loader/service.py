@@ -289,6 +289,7 @@ class LoaderService:
             client.peer,
             Stream(
                 stream=spec.stream,
+                split=spec.split,
                 view=spec.view,
                 size=self._store.size,
                 seed=spec.seed,

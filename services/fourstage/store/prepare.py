@@ -209,6 +209,7 @@ def _plan(job: _Job) -> dict[str, str | int]:
         "max_pixels": job.max_pixels,
         "shard_bytes": job.shard_bytes,
         "format version": VERSION,
+        "fourstage": importlib.metadata.version("fourstage"),
         "simplejpeg": importlib.metadata.version("simplejpeg"),
         "opencv": importlib.metadata.version("opencv-python-headless"),
     }

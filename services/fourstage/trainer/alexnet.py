@@ -24,6 +24,9 @@ _KERNEL, _STRIDE = 11, 4
 _ONES = frozenset({"conv2", "conv4", "conv5", "fc6", "fc7"})
 _STD = 0.01
 
+_DROPOUT = 0.5
+"""Of fc6 and fc7 (paper, section 4.2)."""
+
 
 class AlexNet(nn.Module):
     """Five convolutional and three dense layers, named conv1 to fc8; 60,965,224 parameters for 1000 classes.
@@ -75,7 +78,9 @@ class AlexNet(nn.Module):
         return response_norm(maps, columns=COLUMNS) if self._settings.response_norm else maps
 
     def _drop(self, units: Tensor, key: DropoutKey | None, *, layer: int) -> Tensor:
-        return dropout(units, key, layer=layer, p=self._settings.dropout)
+        return dropout(
+            units, key, layer=layer, p=_DROPOUT if self._settings.dropout is None else self._settings.dropout
+        )
 
 
 def _final_side(crop: int) -> int:

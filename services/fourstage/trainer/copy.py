@@ -20,6 +20,7 @@ from fourstage.trace import Trace
 from fourstage.trainer.finish import Finish
 from fourstage.trainer.inbox import FeedBatch, Inbox
 from fourstage.trainer.receipt import batch_digest, pixel_digests
+from fourstage.trainer.tensors import slot_tensor
 
 _BUFFERS = 2
 _POLL_SECONDS = 0.2
@@ -91,7 +92,7 @@ class CopyStage:
                     return None
         if isinstance(item, FourstageError):
             raise item
-        if item is not None and self._label == "train":
+        if item is not None:
             self._trace.stay("copy", item.batch.seq, item.copied_at, time.monotonic(), self._label)
         if item is not None and item.ready is not None:
             torch.cuda.current_stream(self._device).wait_event(item.ready)
@@ -140,7 +141,7 @@ class CopyStage:
         if batch is None:
             self._free.put(buffer)
             return None
-        self._trace.stay("transform", batch.seq, batch.arrived_at, began, self._label)
+        self._trace.stay("transform", batch.seq, None, began, self._label)
         digest = batch_digest(batch, pixel_digests(batch.pixels) if self._digest_pixels else b"")
         size = batch.pixels.nbytes
         rows = len(batch.keys)
@@ -163,7 +164,7 @@ class CopyStage:
             if (trained := self._trained[buffer]) is not None:
                 self._stream.wait_event(trained)
             upload = self._uploads[buffer][: len(batch.keys)]
-            upload.copy_(_as_tensor(batch.pixels), non_blocking=True)
+            upload.copy_(slot_tensor(batch.pixels), non_blocking=True)
             uploaded = torch.cuda.Event()  # type: ignore[no-untyped-call]
             uploaded.record(self._stream)
             self._finish(upload, batch.offsets, batch.reflections, batch.shifts, out)
@@ -174,8 +175,3 @@ class CopyStage:
         uploaded.synchronize()
         batch.release()
         return out.permute(0, 3, 1, 2), on_device, ready
-
-
-def _as_tensor(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Tensor:
-    """A tensor over the slot's own memory; torch has no read-only tensors, and nobody writes through this one."""
-    return torch.frombuffer(pixels.data.cast("B"), dtype=torch.uint8).view(pixels.shape)

@@ -29,6 +29,9 @@ MAX_FRAMES = 5
 MAX_BODY = 4 << 20
 """Bytes of frame 1: 100,000 class names of 40 bytes."""
 
+_SHOWN = 64
+"""Characters of a peer's text that an error repeats."""
+
 _HEADERS = {message: MAGIC + bytes((PROTOCOL, byte)) for byte, message in TYPES.items()}
 _LIMITS = {
     "max_str_len": 1 << 12,
@@ -43,7 +46,9 @@ _NESTED: dict[type, dict[str, type]] = {
     Beat: {"usage": Usage},
     Stages: {"load": Usage, "transform": Usage},
 }
-_FIELDS = {message: tuple(field.name for field in dataclasses.fields(message)) for message in TYPES.values()}
+_FIELDS: dict[type, tuple[str, ...]] = {
+    kind: tuple(field.name for field in dataclasses.fields(kind)) for kind in (*TYPES.values(), View, Usage)
+}
 
 
 def encode(message: Message) -> list[bytes]:
@@ -90,8 +95,12 @@ def decode_body(kind: type[M], body: bytes | memoryview) -> M:
 
 def _build(kind: type[D], fields: object) -> D:
     """A dataclass from a map; pydantic checks every field, but in strict mode takes no map for a dataclass."""
-    if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
-        raise PeerError(f"{kind.__name__} is not a map of names")
+    if not isinstance(fields, dict):
+        raise PeerError(f"{kind.__name__} is not a map")
+    # Before the call, not by it: the peer's names become Python keywords there, and text of a log line.
+    for name in fields:
+        if name not in _FIELDS[kind]:
+            raise PeerError(f"{kind.__name__} has no field {name[:_SHOWN]!r}")
     nested: dict[str, object] = {
         name: _build(inner, fields[name]) for name, inner in _NESTED.get(kind, {}).items() if name in fields
     }

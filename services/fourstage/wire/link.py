@@ -75,6 +75,8 @@ class LoaderLink:
                     received.append((message, payload))
             elif isinstance(message, Who):
                 self._greet()
+            elif isinstance(message, Refused) and self.welcome is not None:
+                log.warning("the loader says: %s", message.reason)
             elif isinstance(message, Refused):
                 raise RefusedError(f"the loader refused this {self._role}: {message.reason}")
             elif isinstance(message, Bye):

@@ -6,7 +6,7 @@ State is soft: instead of events that a lost connection could swallow, peers sen
 
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, FailFast, Field
 from pydantic.dataclasses import dataclass
 
 from fourstage.views import View
@@ -23,12 +23,14 @@ Digest = Annotated[bytes, Field(max_length=32)]
 Text = Annotated[str, Field(max_length=1024)]
 Seq = Annotated[int, Field(ge=0, le=2**53)]
 """Sequence number of a batch within its stream, counted through all epochs."""
-Seqs = Annotated[tuple[Seq, ...], Field(max_length=65_536)]
+Seqs = Annotated[tuple[Seq, ...], Field(max_length=65_536), FailFast()]
+"""Long arrays are refused at their first wrong element: an error for each of a million takes seconds."""
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Rows = Annotated[int, Field(ge=0, le=65_536)]
 Slot = Annotated[int, Field(ge=-1, le=65_536)]
 """Slot of an arena; -1: the bytes travel with the message."""
 Time = Annotated[float, Field(ge=0.0, le=1e12, allow_inf_nan=False)]
+Real = Annotated[float, Field(allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
@@ -154,8 +156,8 @@ class Opened:
     largest_rows: Rows
     size: Annotated[int, Field(ge=1, le=65_500)]
     fingerprint: Text
-    classes: Annotated[tuple[Text, ...], Field(max_length=1_000_000)]
-    splits: Annotated[tuple[Text, ...], Field(max_length=64)]
+    classes: Annotated[tuple[Text, ...], Field(max_length=1_000_000), FailFast()]
+    splits: Annotated[tuple[Text, ...], Field(max_length=64), FailFast()]
     """All that the store has."""
 
 
@@ -194,11 +196,12 @@ class Stream:
     """A stream that this worker may serve. The JPEG arena follows on the side connection."""
 
     stream: Uuid
+    split: Text
     view: View
     size: Annotated[int, Field(ge=1, le=65_500)]
     seed: Count
     largest_rows: Rows
-    colours: Annotated[tuple[float, ...], Field(min_length=9, max_length=9)]
+    colours: Annotated[tuple[Real, ...], Field(min_length=9, max_length=9), FailFast()]
     """3x3, row by row: a colour shift is this matrix times the three coefficients."""
     transport: Literal["arena", "inline"]
     slots: Rows
@@ -243,7 +246,7 @@ class Samples:
     """int64 little-endian (rows,)."""
     labels: Annotated[bytes, Field(max_length=4 * 65_536)]
     """int32 little-endian (rows,)."""
-    keys: Annotated[tuple[Text, ...], Field(max_length=65_536)]
+    keys: Annotated[tuple[Text, ...], Field(max_length=65_536), FailFast()]
 
 
 # Augmenter -> loader
@@ -258,9 +261,9 @@ class Beat:
 
     seen: Count
     """Number of the last lease received in this session."""
-    held: Annotated[tuple[tuple[Uuid, Seq], ...], Field(max_length=65_536)]
+    held: Annotated[tuple[tuple[Uuid, Seq], ...], Field(max_length=65_536), FailFast()]
     """Leases in work, or finished and not yet acknowledged by their receiver."""
-    slots: Annotated[tuple[StreamSlots, ...], Field(max_length=4096)]
+    slots: Annotated[tuple[StreamSlots, ...], Field(max_length=4096), FailFast()]
     usage: Usage
 
 

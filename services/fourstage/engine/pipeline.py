@@ -1,0 +1,140 @@
+"""Loader and augmenters of somebody's own loop: they live as long as the processes that hold them.
+
+Only the process that started them watches them and starts them again. With torch.distributed that is rank 0; the
+other ranks hold the lifeline as well, so that a rank that ends first takes nothing away from the rest.
+"""
+
+import logging
+import os
+import select
+import shutil
+import tempfile
+import threading
+from pathlib import Path
+
+from fourstage import ranks
+from fourstage.engine.processes import ADDRESS, POLL_SECONDS, Processes, hold
+from fourstage.errors import FourstageError, SettingsError
+from fourstage.settings import Settings, write_settings
+
+log = logging.getLogger(__name__)
+
+
+class Pipeline:
+    """A loader and augmenters, watched by a thread."""
+
+    def __init__(self, store: Path, folder: Path, settings: Settings, *, workers: int, shared: bool) -> None:
+        """Start them; they need a second until they answer.
+
+        folder: a private one, which is removed in the end
+        shared: other processes hold them too; they are left to end with the last of these
+        """
+        self.failure: FourstageError | None = None
+        """Why nothing is started again any more."""
+        self.folder = folder
+        self._shared = shared
+        settings_file = folder / "settings.toml"
+        settings_file.write_text(write_settings(settings), "utf-8")
+        self._augmenters = [f"augmenter-{number}" for number in range(workers)]
+        self._processes = Processes(settings=settings_file, sockets=folder, logs=folder)
+        try:
+            self._processes.start("loader", ["loader", "--store", os.fspath(store)])
+            for name in self._augmenters:
+                self._processes.start(name, ["augmenter", "--name", name])
+        except BaseException:
+            self._end()
+            raise
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+        self._thread = threading.Thread(target=self._watch, name="fourstage-watch", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop them, or leave them to the other processes that hold them."""
+        os.eventfd_write(self._wake, 1)
+        self._thread.join()
+        os.close(self._wake)
+        if self._shared:
+            self._processes.let_go()
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        """Augmenters first: each stage outlives those that it feeds."""
+        self._processes.stop(self._augmenters)
+        self._processes.stop(["loader"])
+        self._processes.let_go()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _watch(self) -> None:
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        while not poll.poll(POLL_SECONDS * 1000):
+            try:
+                self._processes.revive(self._processes.names())
+            except FourstageError as error:
+                self.failure = error
+                return
+            except Exception as error:  # noqa: BLE001 - the loop that waits for batches must hear of it
+                self.failure = FourstageError(f"cannot start processes again: {error!r}")
+                return
+
+
+def private_folder(settings: Settings) -> Path:
+    """A new folder for sockets that only this user can enter. Raises SettingsError where it cannot be made."""
+    try:
+        if settings.sockets:
+            Path(settings.sockets).mkdir(mode=0o700, parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="fourstage-", dir=settings.sockets or None))
+    except OSError as error:
+        raise SettingsError(f"sockets = {settings.sockets!r}: {error.strerror}") from error
+
+
+def address_in(folder: Path) -> str:
+    """The address of the loader whose sockets lie in a folder."""
+    return f"file:{folder / ADDRESS}"
+
+
+class Share:
+    """Another process's pipeline, held."""
+
+    failure = None
+
+    def __init__(self, folder: Path) -> None:
+        """Raises FourstageError where it is not on this machine."""
+        self.folder = folder
+        self._held = hold(folder)
+
+    def close(self) -> None:
+        """Let go."""
+        os.close(self._held)
+
+
+def share(store: Path, settings: Settings, *, workers: int) -> "Pipeline | Share":
+    """One service for all ranks of torch.distributed, started by rank 0; a collective call.
+
+    Raises FourstageError on every rank unless all of them run on one machine.
+    """
+    service: Pipeline | Share | None = None
+    failure: FourstageError | None = None
+    first = ranks.place()[0] == 0
+    folder = Path()
+    if first:
+        try:
+            folder = private_folder(settings)
+            service = Pipeline(store, folder, settings, workers=workers, shared=True)
+        except FourstageError as error:
+            failure = error
+    folder = Path(ranks.tell(str(folder)))
+    if not first:
+        try:
+            service = Share(folder)
+        except FourstageError as error:
+            failure = error
+    if ranks.all_agree(failure is None) and service is not None:
+        return service
+    if service is not None:
+        service.close()
+    raise failure or FourstageError(
+        "another rank cannot use the service that rank 0 started",
+        hint="start one with fourstage loader and fourstage augmenter and name its address tcp://HOST:PORT",
+    )

@@ -1,0 +1,61 @@
+"""The four stages at work at one time, as the trace shows them."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+from tests.pipeline.harness import CROP, complete_run
+
+STAGES = ("load", "transform", "copy", "train")
+
+
+def stays(trace: Path) -> dict[str, list[tuple[float, float, int]]]:
+    """By stage: when a batch came, when the next stage took it, its number."""
+    begun: dict[tuple[str, int], float] = {}
+    found: dict[str, list[tuple[float, float, int]]] = defaultdict(list)
+    for event in sorted(json.loads(trace.read_text())["traceEvents"], key=lambda event: (event["ts"], event["ph"])):
+        if event["ph"] == "b":
+            begun[event["args"]["stage"], event["id"]] = event["ts"]
+        elif event["ph"] == "e":
+            stage = event["args"]["stage"]
+            found[stage].append((begun[stage, event["id"]], event["ts"], event["id"]))
+    return found
+
+
+def test_a_slow_device_never_waits_and_four_batches_are_in_four_stages(store: Path, tmp_path: Path) -> None:
+    summary = complete_run(
+        store, tmp_path / "run", "--recipe", "drain", "--augmenters", "2", "--epochs", "4", "--trace", "--set",
+        f"augmenter.crop={CROP}", "--set", "batch_size=16", "--set", "train.step_seconds=0.1",
+    )  # fmt: skip
+    assert summary["data_wait_fraction"] <= 0.02
+    found = stays(tmp_path / "run" / "trace.json")
+    assert {stage: len(found[stage]) for stage in STAGES} == dict.fromkeys(STAGES, 60)
+    # Steady: from the fifth batch on until the loader has read the last one.
+    begin = sorted(found["train"])[4][0]
+    end = max(begun for begun, _, _ in found["load"])
+    at = [begin + (end - begin) * (tick + 0.5) / 2000 for tick in range(2000)]
+    ascending = 0
+    for moment in at:
+        inside = [[seq for begun, ended, seq in found[stage] if begun <= moment < ended] for stage in STAGES]
+        train, copy, transform, load = (set(batches) for batches in reversed(inside))
+        ascending += any(
+            c > t and any(f > c and any(n > f for n in load) for f in transform) for t in train for c in copy
+        )
+    assert ascending / len(at) >= 0.95
+
+
+def test_the_trace_opens_in_perfetto(store: Path, tmp_path: Path) -> None:
+    complete_run(
+        store, tmp_path / "run", "--recipe", "drain", "--trace", "--set", f"augmenter.crop={CROP}", "--set",
+        "batch_size=60",
+    )  # fmt: skip
+    events = json.loads((tmp_path / "run" / "trace.json").read_text())["traceEvents"]
+    assert {"M", "X", "b", "e"} == {event["ph"] for event in events}
+    for event in events:
+        assert isinstance(event["ts"], int)
+        assert isinstance(event["pid"], int)
+        if event["ph"] == "X":
+            assert event["dur"] >= 0
+    rows = {event["args"]["name"] for event in events if event["name"] == "process_name"}
+    assert rows == set(STAGES)
+    assert not (tmp_path / "run" / "trace").exists()
