@@ -26,7 +26,7 @@ Seconds = Annotated[float, Field(ge=0.0, le=86_400.0)]
 class Section(BaseModel):
     """A group of settings: unknown names are errors, values never change after they are read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
 
 
 class ModelSettings(Section):
@@ -53,9 +53,17 @@ class TrainSettings(Section):
     """Training: rule, schedule, device."""
 
     learning_rate: Annotated[float, Field(ge=0.0, le=100.0)] = 0.01
+    """The rate of the first epoch (paper, section 5)."""
+
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Share of the velocity that a step keeps."""
+
     weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0005
+    """Of the rule's decay term, which is multiplied by the rate."""
+
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 90
+    """Passes over the training split."""
+
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many steps, counted from the run's beginning, also after a resume."""
 
@@ -63,6 +71,8 @@ class TrainSettings(Section):
     """Epochs at whose beginning the learning rate is divided by ten."""
 
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """``auto``: the first GPU where there is one, else the CPU."""
+
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """CPU threads of the train stage; fixed, never derived from the number of augmenters, because the order of
     floating-point sums depends on it."""
@@ -77,6 +87,7 @@ class TrainSettings(Section):
     """A checkpoint is written this often, and at the end of every epoch, on interruption and at the end."""
 
     keep_checkpoints: Annotated[int, Field(ge=1, le=10_000)] = 2
+    """The newest ones; older are removed."""
 
 
 class LoaderSettings(Section):
@@ -125,6 +136,8 @@ class MetricsSettings(Section):
     """/metrics and /healthz of each process."""
 
     host: str = "127.0.0.1"
+    """Interface; 0.0.0.0 lets a Prometheus on another host scrape."""
+
     port: Annotated[int, Field(ge=0, le=65_535)] = 0
     """0 takes a free port; it is written to the log and to the run directory."""
 
@@ -133,7 +146,10 @@ class Settings(Section):
     """Everything resolved: what ``settings.toml`` in a run directory holds."""
 
     recipe: str = "alexnet"
+    """Name or file of the recipe that the values came from."""
+
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    """Of order, draws, first weights and dropout."""
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 128
     """Images of one step over all ranks."""
 
@@ -144,7 +160,7 @@ class Settings(Section):
     """Batches between the last one trained on and the furthest that may be read."""
 
     preset: Literal["paper", "code-2012"] = "paper"
-    """Whose draws, finish, network and rule: the paper's words or the released 2012 code's."""
+    """Whose draws and finish: the paper's words or the released 2012 code's. Network and rule are the paper's."""
 
     augment: bool = True
     """Random crop, reflection and colour shift; without it training takes centre crops."""
@@ -165,6 +181,8 @@ class Settings(Section):
     """A stored image that cannot be decoded ends the run with its name."""
 
     train_split: str = "train"
+    """The split that is trained on."""
+
     validation_split: str = "val"
     """A store that lacks it trains without validation."""
 

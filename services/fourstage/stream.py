@@ -1,38 +1,34 @@
 """The pipeline's batches in anyone's own training loop."""
 
-import logging
 import os
-from collections.abc import Mapping
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from typing import Any, Literal
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
 
 try:
     import torch
 except ModuleNotFoundError as error:
-    raise ImportError('fourstage.BatchStream needs torch: pip install "fourstage[train]"') from error
+    raise ImportError('BatchStream needs torch: pip install "fourstage[train]"') from error
 
 from fourstage import ranks
-from fourstage.engine.pipeline import Pipeline
-from fourstage.errors import SettingsError
-from fourstage.process import sockets_folder
+from fourstage.engine.pipeline import Running, Service, share, start
+from fourstage.errors import FourstageError, SettingsError
+from fourstage.loop import state as states
+from fourstage.loop.request import EPOCHS, Kind, request, resolve
+from fourstage.loop.source import Source
+from fourstage.loop.tensors import StreamBatch, Unpack
+from fourstage.settings import Settings
 from fourstage.store import open_store
+from fourstage.trainer.finish import Finish
 from fourstage.trainer.inbox import FeedBatch
-from fourstage.trainer.tensors import StreamBatch
 
 __all__ = ["BatchStream", "StreamBatch"]
 
-log = logging.getLogger(__name__)
-
-DEFAULT_WORKERS = 8
-EPOCHS = 1 << 20
-"""So many that no loop comes to their end, and few enough that every batch has a number."""
-_TURN_SECONDS = 0.2
-_SECTIONS = ("augmenter", "loader", "metrics")
-_SETTINGS = (
-    "augment", "batch_size", "colour_std", "preset", "receiver", "remainder", "seed", "sockets", "subtract",
-    "transport", "window", "augmenter.crop",
-)  # fmt: skip
-"""What a stream takes besides the sections of the processes that it starts."""
+WORKERS = 8
 
 
 class BatchStream:
@@ -40,18 +36,18 @@ class BatchStream:
 
     ::
 
-        with BatchStream("store", batch_size=128, seed=1, workers=8) as stream:
+        with BatchStream("store", batch_size=128, seed=1) as stream:
             for epoch in range(stream.epoch, 90):
                 for batch in stream:
                     train(batch["images"], batch["labels"])
 
-    The bytes and their order depend on store, settings, seed, rank and world alone: not on the number of workers,
-    nor on which of them were killed and started again. Batches of the next epoch are made while this one ends.
+    Order and bytes depend on store, settings, seed, rank and world alone: not on the number of workers, nor on which
+    of them were killed and started again. While an epoch ends, the next one's batches are being made.
 
-    A new iteration begins an epoch: after a ``break`` it abandons the rest of the one that was begun and goes to the
-    next. After ``load_state_dict`` it goes on in the middle. Only the newest iterator is valid.
+    A new iteration begins an epoch: after a ``break`` it leaves the rest of the one that was begun and takes the
+    next; after ``load_state_dict`` it goes on in the middle. Only the newest iterator works.
 
-    One thread and one process: not for the workers of a DataLoader, nor for a process forked from this one.
+    For one thread of one process: not for the workers of a DataLoader, nor for processes forked from this one.
     """
 
     def __init__(
@@ -64,7 +60,7 @@ class BatchStream:
         workers: int | None = None,
         settings: Mapping[str, Any] | None = None,
         split: str = "train",
-        view: Literal["random", "centre", "full"] = "random",
+        view: Kind = "random",
         shuffle: bool | None = None,
         remainder: Literal["keep", "drop"] | None = None,
         transport: Literal["arena", "inline"] | None = None,
@@ -77,47 +73,214 @@ class BatchStream:
     ) -> None:
         """Start a loader and augmenters, or find running ones, and open the stream.
 
-        store: a store's directory; or, to use a running service, its loader's address: ``tcp://HOST:PORT``,
-        ``ipc://PATH`` or ``file:PATH``; also another stream's ``address``
-        recipe, settings: a recipe's name or TOML file, and single settings over it: ``{"augmenter.crop": 200}``
+        store: a store's directory; or, for a running service, its loader's address (``tcp://HOST:PORT``,
+        ``ipc://PATH``, ``file:PATH``), or another stream's ``address``
+        recipe, settings: a recipe's name or TOML file, and settings over it, for example ``{"augmenter.crop": 200}``
         batch_size: images of one batch over all ranks
         workers: augmenters to start, 8 unless given; not with a running service
-        view: ``random`` crops and reflections (central crops where the recipe sets ``augment = false``), the
+        view: ``random`` crops and reflections (the central crop if the recipe says ``augment = false``), the
         ``centre`` crop, or the ``full`` stored image
-        shuffle: another order in each epoch; unless given, only with the random view
-        remainder: ``keep`` a smaller last batch, or ``drop`` it; unless given, as the recipe says
-        rank, world: this process's rows of each batch; unless given, those of torch.distributed. Then ranks that
-        name a store share one service, which rank 0 starts, and all of them must construct the stream
+        shuffle: each epoch in an order of its own; unless given, with the random view only
+        remainder: ``keep`` an epoch's last, smaller batch or ``drop`` it; unless given, what the recipe says
+        rank, world: which share of each batch; unless given, torch.distributed's. Its ranks then share one service,
+        which rank 0 starts on their common machine, and all of them must make the stream
         device: where images and labels go
-        finish: subtract the mean, add the colour shift: float32 (rows, 3, crop, crop), channels_last
-        borrow: images are a view on the worker's memory, valid until the next batch is asked for, never to be
-        written into: the memory is read-only and the process would die
-        timeout: seconds that the loader, or every augmenter, may be away before an error says so
+        finish: subtract the mean and add the colour shift: float32 (rows, 3, crop, crop), channels_last
+        borrow: the images are a view on the worker's memory, valid until the next batch is asked for; it is mapped
+        for reading only, and writing into it ends the process
+        timeout: seconds without the loader, or without any augmenter, after which an error says so
 
         Raises SettingsError for arguments that cannot work, StoreError for a store that cannot be opened and
-        PeerLostError for a service that does not answer.
+        PeerLostError where no loader answers.
         """
-        address = str(store) if str(store).startswith(("tcp://", "ipc://", "file:")) else ""
-        given = {"batch_size": batch_size, "seed": seed, "remainder": remainder, "transport": transport}
-        self._settings = _resolve(recipe, settings or {}, given, running=bool(address))
-        if address and workers is not None:
-            raise SettingsError(
-                f"workers = {workers} with the running service {address}", hint="scale that service, or name a store"
-            )
+        running = str(store) if str(store).startswith(("tcp://", "ipc://", "file:")) else ""
+        arguments = {"batch_size": batch_size, "seed": seed, "remainder": remainder, "transport": transport}
+        resolved = resolve(recipe, settings or {}, arguments, starts_processes=not running)
+        if running and workers is not None:
+            raise SettingsError(f"workers = {workers} with the running service {running}", hint="leave workers out")
+        if not 1 <= (workers or WORKERS) <= 1024:
+            raise SettingsError(f"workers = {workers}", hint="a number from 1 to 1024")
         if borrow and (finish or device is not None):
-            raise SettingsError("borrow = True is the worker's own memory", hint="leave device and finish out")
-        shared = rank is None and world is None and ranks.place()[1] > 1
+            raise SettingsError("a borrowed batch stays where its worker made it", hint="leave out device and finish")
+        spread = not running and rank is None and world is None and ranks.place()[1] > 1
         rank, world = ranks.place() if rank is None and world is None else (rank or 0, world or 1)
         if not 0 <= rank < world:
-            raise SettingsError(f"rank = {rank} with world = {world}", hint="0 <= rank < world")
-        kind = "centre" if view == "random" and not self._settings.augment else view
-        self._timeout = timeout
-        self._pipeline: Pipeline | None = None
-        self._pass = 0
+            raise SettingsError(f"rank = {rank} of world = {world}", hint="ranks count from 0 to world - 1")
+        spec = request(resolved, split=split, view=view, shuffle=shuffle, rank=rank, world=world)
+        self._borrow = borrow
+        self._begun = False
+        """A batch of the epoch was handed out that the next iteration must not go on with."""
         self._in_hand: FeedBatch | None = None
+        self._pass = 0
         self._pid = os.getpid()
         with ExitStack() as stack:
-            if address:
-                self._address, folder = address, stack.enter_context(sockets_folder(self._settings.sockets))
+            self._service: Service
+            if running:
+                self._service = Running(running, resolved)
             else:
-                size = open_store(store).size
+                path = Path(store).absolute()
+                open_store(path)
+                self._service = (share if spread else start)(path, resolved, workers=workers or WORKERS)
+            stack.callback(self._service.close)
+            self._source = Source(self._service, spec, receiver=resolved.receiver, timeout=timeout)
+            stack.callback(self._source.close)
+            self._unpack = _unpack(self._source, resolved, device or "cpu", finish=finish, borrow=borrow)
+            self._resources = stack.pop_all()
+        self._finalizer = weakref.finalize(self, _collect, self._resources, self._pid)
+
+    # What it is
+
+    def __len__(self) -> int:
+        """Batches of one epoch."""
+        return self._source.info.plan.batches_per_epoch
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the batch in hand, or of the one that comes next."""
+        return (self._source.next - (self._in_hand is not None)) // len(self)
+
+    @property
+    def samples(self) -> int:
+        """Samples of the split."""
+        return self._source.info.opened.samples
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names that the labels count."""
+        return self._source.info.opened.classes
+
+    @property
+    def address(self) -> str:
+        """The loader's: further streams may share it, and its augmenters with it."""
+        return self._service.address
+
+    # One epoch after the other
+
+    def __iter__(self) -> Iterator[StreamBatch]:
+        """One epoch, or the rest of one after ``load_state_dict``."""
+        self._check_usable()
+        self._let_go()
+        if self._begun and self._source.next % len(self):
+            self._source.seek((self._source.next // len(self) + 1) * len(self))
+        self._begun = False
+        self._pass += 1
+        return _Pass(self, self._pass)
+
+    def take(self, number: int) -> StreamBatch | None:
+        """The next batch of pass ``number``; None once its epoch is over. Called by the iterator of that pass."""
+        self._check_usable()
+        if number != self._pass:
+            raise FourstageError("this iterator was replaced by a newer one", hint="use one iterator at a time")
+        self._let_go()
+        if self._begun and self._source.next % len(self) == 0:
+            self._begun = False
+            return None
+        batch = self._source.wait()
+        try:
+            tensors = self._unpack(batch)
+        finally:
+            if not self._borrow:
+                batch.release()
+        self._source.next += 1
+        self._in_hand = batch
+        self._begun = True
+        return tensors
+
+    # The place in it
+
+    def state_dict(self, *, again: bool = False) -> dict[str, Any]:
+        """Where the loop is: plain numbers and text, the same on every rank.
+
+        The batch in hand counts as used; with ``again`` it counts as unused, and is the first to come after
+        ``load_state_dict``.
+        """
+        seq = self._source.next - (again and self._in_hand is not None)
+        return states.save(self._source.spec, seq=seq, batches_per_epoch=len(self), identity=self._source.identity)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state, also in the middle of an iteration: the iterator in use then ends with its epoch.
+
+        Raises CheckpointError that names what differs: a store, a setting, a seed, a world or a decoder.
+        """
+        self._check_usable()
+        seq, identity = states.restore(
+            state, self._source.spec, batches_per_epoch=len(self), epochs=EPOCHS, identity=self._source.identity
+        )
+        self._let_go()
+        self._source.seek(seq, identity)
+        self._begun = False
+
+    # The end
+
+    def close(self) -> None:
+        """Give everything back and end the processes that were started; a second call does nothing."""
+        if self._finalizer.detach() is not None and os.getpid() == self._pid:
+            self._let_go()
+            self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _let_go(self) -> None:
+        """The loop is done with the batch in hand."""
+        batch, self._in_hand = self._in_hand, None
+        if batch is not None:
+            if self._borrow:
+                batch.release()
+            self._source.used(batch)
+
+    def _check_usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise FourstageError("a BatchStream does not survive a fork", hint="make it in the process that uses it")
+        if not self._finalizer.alive:
+            raise FourstageError("the BatchStream is closed")
+
+
+class _Pass(Iterator[StreamBatch]):
+    """One epoch of a stream."""
+
+    def __init__(self, stream: BatchStream, number: int) -> None:
+        self._stream = stream
+        self._number = number
+        self._over = False
+
+    def __next__(self) -> StreamBatch:
+        batch = None if self._over else self._stream.take(self._number)
+        if batch is None:
+            self._over = True
+            raise StopIteration
+        return batch
+
+
+def _unpack(source: Source, settings: Settings, device: str | torch.device, *, finish: bool, borrow: bool) -> Unpack:
+    where = torch.device(device)
+    view = source.spec.view
+    finishing = (
+        Finish(
+            source.info.mean,
+            crop=view.crop,
+            subtract=settings.subtract,
+            device=where,
+            preset=view.preset,
+            colour_std=view.colour_std,
+        )
+        if finish
+        else None
+    )
+    return Unpack(device=where, finish=finishing, borrow=borrow)
+
+
+def _collect(resources: ExitStack, pid: int) -> None:
+    """Nobody closed the stream and it is garbage now, or the interpreter ends."""
+    if os.getpid() != pid:
+        return
+    if threading.current_thread() is threading.main_thread():
+        resources.close()
+    else:
+        # Garbage may be found amid one of the stream's own threads, which cannot wait for itself.
+        threading.Thread(target=resources.close, name="fourstage-close").start()

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from fourstage.loader.leases import Grant, Leases
 from tests.loader.world import IDENTITY, TIMING, Share, Trainer, Worker, World
@@ -24,6 +24,16 @@ class LeasesMachine(RuleBasedStateMachine):
 
     def stream(self, pick: int) -> bytes:
         return list(self.world.trainers)[pick % len(self.world.trainers)]
+
+    @initialize(
+        batches=st.integers(6, 40), slots=st.lists(st.integers(1, 5), min_size=1, max_size=3), rounds=st.integers(0, 3)
+    )
+    def begin(self, batches: int, slots: list[int], rounds: int) -> None:
+        self.world.open(start=0, batches=batches, window=0)
+        for number in slots:
+            self.world.hire(slots=number)
+        for _ in range(rounds):
+            self.world.round()
 
     @precondition(lambda self: len(self.world.trainers) < 3)
     @rule(start=st.integers(0, 3), batches=st.integers(1, 12), window=st.sampled_from((0, 0, 0, 1, 5)))
@@ -146,6 +156,4 @@ class LeasesMachine(RuleBasedStateMachine):
 
 
 TestAnythingMayHappen = LeasesMachine.TestCase
-TestAnythingMayHappen.settings = settings(
-    max_examples=60, stateful_step_count=60, deadline=None, derandomize=True
-)
+TestAnythingMayHappen.settings = settings(max_examples=60, stateful_step_count=60, deadline=None, derandomize=True)

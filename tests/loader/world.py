@@ -126,9 +126,7 @@ class World:
         if stream in self.loaded or stream not in self.trainers:
             return
         trainer = self.trainers[stream]
-        self.leases.open(
-            stream, start=trainer.consumed, end=trainer.end, window=trainer.window, identity=IDENTITY
-        )
+        self.leases.open(stream, start=trainer.consumed, end=trainer.end, window=trainer.window, identity=IDENTITY)
         self.loaded[stream] = set()
         self.known[stream] = set()
         for worker in self.workers.values():
@@ -249,9 +247,7 @@ class World:
 
     def _assert_slot_is_free(self, worker: Worker, stream: bytes, head: bool) -> None:
         under_way = sum(
-            1
-            for lease in worker.from_loader
-            if lease and (lease.stream, lease.session) == (stream, worker.session)
+            1 for lease in worker.from_loader if lease and (lease.stream, lease.session) == (stream, worker.session)
         )
         spare = 0 if head else 1
         free = worker.shares[stream].free if stream in worker.shares else 0

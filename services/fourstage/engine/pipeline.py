@@ -1,23 +1,22 @@
-"""Loader and augmenters of somebody's own loop: they live as long as the processes that hold them.
+"""Where somebody's own loop gets its batches: a loader and augmenters of its own, another rank's, or running ones.
 
-Only the process that started them watches them and starts them again. With torch.distributed that is rank 0; the
-other ranks hold the lifeline as well, so that a rank that ends first takes nothing away from the rest.
+Own ones live as long as a process that holds them. Only the one that started them watches them and starts them
+again; with torch.distributed that is rank 0, and as the other ranks hold them too, the rank that ends first takes
+nothing away from the rest.
 """
 
-import logging
 import os
 import select
 import shutil
 import tempfile
 import threading
 from pathlib import Path
+from typing import TypeAlias
 
 from fourstage import ranks
 from fourstage.engine.processes import ADDRESS, POLL_SECONDS, Processes, hold
 from fourstage.errors import FourstageError, SettingsError
 from fourstage.settings import Settings, write_settings
-
-log = logging.getLogger(__name__)
 
 
 class Pipeline:
@@ -32,6 +31,7 @@ class Pipeline:
         self.failure: FourstageError | None = None
         """Why nothing is started again any more."""
         self.folder = folder
+        self.address = f"file:{folder / ADDRESS}"
         self._shared = shared
         settings_file = folder / "settings.toml"
         settings_file.write_text(write_settings(settings), "utf-8")
@@ -68,30 +68,16 @@ class Pipeline:
     def _watch(self) -> None:
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
-        while not poll.poll(POLL_SECONDS * 1000):
+        while not poll.poll(1000 * POLL_SECONDS):
             try:
                 self._processes.revive(self._processes.names())
             except FourstageError as error:
                 self.failure = error
                 return
-            except Exception as error:  # noqa: BLE001 - the loop that waits for batches must hear of it
+            except Exception as error:
+                # Whatever ends this thread: the loop that waits for batches must hear of it.
                 self.failure = FourstageError(f"cannot start processes again: {error!r}")
                 return
-
-
-def private_folder(settings: Settings) -> Path:
-    """A new folder for sockets that only this user can enter. Raises SettingsError where it cannot be made."""
-    try:
-        if settings.sockets:
-            Path(settings.sockets).mkdir(mode=0o700, parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix="fourstage-", dir=settings.sockets or None))
-    except OSError as error:
-        raise SettingsError(f"sockets = {settings.sockets!r}: {error.strerror}") from error
-
-
-def address_in(folder: Path) -> str:
-    """The address of the loader whose sockets lie in a folder."""
-    return f"file:{folder / ADDRESS}"
 
 
 class Share:
@@ -102,11 +88,34 @@ class Share:
     def __init__(self, folder: Path) -> None:
         """Raises FourstageError where it is not on this machine."""
         self.folder = folder
+        self.address = f"file:{folder / ADDRESS}"
         self._held = hold(folder)
 
     def close(self) -> None:
         """Let go."""
         os.close(self._held)
+
+
+class Running:
+    """A service that somebody else looks after; only the folder of sockets is ours."""
+
+    failure = None
+
+    def __init__(self, address: str, settings: Settings) -> None:
+        self.address = address
+        self.folder = private_folder(settings)
+
+    def close(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+Service: TypeAlias = Pipeline | Share | Running
+
+
+def start(store: Path, settings: Settings, *, workers: int) -> Pipeline:
+    """A service of this process's own."""
+    return Pipeline(store, private_folder(settings), settings, workers=workers, shared=False)
 
 
 def share(store: Path, settings: Settings, *, workers: int) -> "Pipeline | Share":
@@ -138,3 +147,13 @@ def share(store: Path, settings: Settings, *, workers: int) -> "Pipeline | Share
         "another rank cannot use the service that rank 0 started",
         hint="start one with fourstage loader and fourstage augmenter and name its address tcp://HOST:PORT",
     )
+
+
+def private_folder(settings: Settings) -> Path:
+    """A new folder for sockets that only this user can enter. Raises SettingsError where it cannot be made."""
+    try:
+        if settings.sockets:
+            Path(settings.sockets).mkdir(mode=0o700, parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="fourstage-", dir=settings.sockets or None))
+    except OSError as error:
+        raise SettingsError(f"sockets = {settings.sockets!r}: {error.strerror}") from error

@@ -48,6 +48,7 @@ class Timing:
 class _Holding:
     number: int
     since: float
+    head: bool = False
     missing_since: float | None = None
 
 
@@ -137,15 +138,18 @@ class Leases:
         book = self._streams.get(stream)
         if book is None:
             return []
+        book.consumed = max(book.consumed, min(consumed, book.end))
+        used = [seq for seq in book.batches if seq < book.consumed]
+        ready = [seq for seq in arrived if book.consumed <= seq < book.end]
         fresh = []
-        for seq in [*range(book.consumed, min(consumed, book.end)), *arrived]:
-            batch = book.batches.get(seq)
-            if batch is not None and not batch.arrived:
+        for seq in (*used, *ready):
+            # A new loader's window is small until the workers are back: what has arrived may lie beyond it.
+            batch = book.batches.setdefault(seq, _Batch())
+            if not batch.arrived:
                 self._arrive(book, batch, now)
                 fresh.append(seq)
-        for seq in range(book.consumed, min(consumed, book.end)):
-            book.batches.pop(seq, None)
-        book.consumed = max(book.consumed, min(consumed, book.end))
+        for seq in used:
+            del book.batches[seq]
         self._extend(stream)
         return fresh
 
@@ -179,6 +183,8 @@ class Leases:
             return
         books.heard = now
         books.silent = False
+        if seen > books.numbers:
+            return  # It was said before the worker's last HELLO was answered: of leases that are void.
         books.unseen = [(number, stream) for number, stream in books.unseen if number > seen]
         books.free = {stream: free for stream, free, _ in slots}
         books.slots = {stream: total for stream, _, total in slots}
@@ -222,20 +228,20 @@ class Leases:
                 if not batch.loaded and not batch.arrived:
                     yield stream, seq
 
-    def plan(self, now: float) -> list[Grant]:
-        """Every lease that can be given now; the books already count them as given."""
-        grants = []
+    def plan(self, now: float) -> Iterator[Grant]:
+        """Every lease that can be given now, one at a time: the books count it as given when it is yielded."""
         while grant := self._next(now):
-            grants.append(grant)
-        return grants
+            yield grant
 
     def revoke(self, grant: Grant) -> None:
-        """A grant could not be sent: it never happened."""
+        """A grant could not be sent: it never happened, and its worker gets nothing before it is heard again."""
         if batch := self._batch(grant.stream, grant.seq):
             batch.holders.pop(grant.worker, None)
             batch.leases -= 1
+            self._streams[grant.stream].redispatched -= batch.leases > 0
         if worker := self._workers.get(grant.worker):
             worker.unseen = [(number, stream) for number, stream in worker.unseen if number != grant.number]
+            worker.free.clear()
 
     def _next(self, now: float) -> Grant | None:
         for stream in sorted(self._streams, key=self._fill):
@@ -274,7 +280,7 @@ class Leases:
         worker.unseen.append((worker.numbers, stream))
         book.redispatched += batch.leases > 0
         batch.leases += 1
-        batch.holders[name] = _Holding(number=worker.numbers, since=now)
+        batch.holders[name] = _Holding(worker.numbers, now, head)
         return Grant(name, stream, seq, worker.numbers, head)
 
     # What the state means
@@ -346,14 +352,15 @@ class Leases:
 
     def _release(self, name: Worker, *, died: bool) -> list[tuple[StreamId, int]]:
         held = [
-            (holding.number, stream, seq, batch)
+            (not holding.head, holding.number, stream, seq, batch)
             for stream, book in self._streams.items()
             for seq, batch in book.batches.items()
             if (holding := batch.holders.pop(name, None)) is not None
         ]
         if not died or not held:
             return []
-        # A worker makes one batch at a time, the one given first: only that can have killed it.
-        _, stream, seq, batch = min(held, key=lambda entry: entry[0])
+        # A worker makes one batch at a time, a head before the others, which come in the order in which they were
+        # given: whatever the guilty batch was given as first, it is the head of its stream in the end.
+        *_, stream, seq, batch = min(held, key=lambda entry: entry[:2])
         batch.deaths += 1
         return [(stream, seq)] if batch.deaths >= DEATHS_BEFORE_POISON else []

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fourstage.errors import FourstageError
@@ -20,7 +21,6 @@ from fourstage.trace import Trace
 from fourstage.trainer.finish import Finish
 from fourstage.trainer.inbox import FeedBatch, Inbox
 from fourstage.trainer.receipt import batch_digest, pixel_digests
-from fourstage.trainer.tensors import slot_tensor
 
 _BUFFERS = 2
 _POLL_SECONDS = 0.2
@@ -175,3 +175,20 @@ class CopyStage:
         uploaded.synchronize()
         batch.release()
         return out.permute(0, 3, 1, 2), on_device, ready
+
+
+class _Writable:
+    """Says of an array that it may be written, and keeps it alive."""
+
+    def __init__(self, pixels: NDArray[np.uint8]) -> None:
+        self.pixels = pixels
+        address, _ = pixels.__array_interface__["data"]
+        self.__array_interface__ = {**pixels.__array_interface__, "data": (address, False)}
+
+
+def slot_tensor(pixels: NDArray[np.uint8]) -> Tensor:
+    """A tensor over the slot's own memory, also without rows: uint8 (rows, crop, crop, 3).
+
+    torch has no read-only tensors and warns of read-only arrays; whoever writes into a mapped slot dies of it.
+    """
+    return torch.from_numpy(np.asarray(_Writable(pixels)))

@@ -30,6 +30,7 @@ class Report:
         train: StageMeter,
         first_step: int,
         end: int,
+        began: float,
     ) -> None:
         self._run_dir = run_dir
         self._telemetry = telemetry
@@ -40,7 +41,7 @@ class Report:
         self._steps = rundir.Lines(run_dir / rundir.STEPS)
         self._epochs = rundir.Lines(run_dir / rundir.EPOCHS)
         self._receipt = rundir.Lines(run_dir / rundir.RECEIPT)
-        self._began = time.monotonic()
+        self._began = began
         self._first_batch: float | None = None
         self._waited = 0.0
         self._images = 0

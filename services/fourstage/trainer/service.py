@@ -50,6 +50,7 @@ class TrainerService:
         stop: StopFlag,
     ) -> None:
         """Build the feed, open the streams, build the network. Raises FourstageErrors of every kind."""
+        began = time.monotonic()
         self._settings = settings
         self._run_dir = run_dir
         self._telemetry = telemetry
@@ -95,6 +96,7 @@ class TrainerService:
             train=self._meter,
             first_step=state.next_seq if state else 0,
             end=self._info.opened.end,
+            began=began,
         )
         finish = self._finish()
         self._copy = self._copy_stage(self._inbox, self._info, finish, "train", copy_meter)

@@ -4,9 +4,9 @@ from typing import TypedDict
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from fourstage.trainer.copy import slot_tensor
 from fourstage.trainer.finish import Finish
 from fourstage.trainer.inbox import FeedBatch
 
@@ -63,20 +63,3 @@ class Unpack:
             # Through pinned memory, which PyTorch keeps until the upload is over: neither the slot nor the loop waits.
             return values.pin_memory().to(self._device, non_blocking=True)
         return values.to(self._device, copy=not copied)
-
-
-class _Writable:
-    """Says of an array that it may be written, and keeps it alive."""
-
-    def __init__(self, pixels: NDArray[np.uint8]) -> None:
-        self.pixels = pixels
-        address, _ = pixels.__array_interface__["data"]
-        self.__array_interface__ = {**pixels.__array_interface__, "data": (address, False)}
-
-
-def slot_tensor(pixels: NDArray[np.uint8]) -> Tensor:
-    """A tensor over the slot's own memory, also without rows: uint8 (rows, crop, crop, 3).
-
-    torch has no read-only tensors and warns of read-only arrays; whoever writes into a mapped slot dies of it.
-    """
-    return torch.from_numpy(np.asarray(_Writable(pixels)))

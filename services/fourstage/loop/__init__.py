@@ -1,0 +1,1 @@
+"""What BatchStream is made of: the same feed in somebody else's loop."""

@@ -1,0 +1,85 @@
+"""The pages that each process answers, over HTTP."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import get_args
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from fourstage import telemetry
+from fourstage.errors import SettingsError
+from fourstage.settings import MetricsSettings
+from fourstage.telemetry import METRICS, STAGES, Role, Telemetry
+
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+@pytest.fixture(params=ROLES)
+def served(request: pytest.FixtureRequest) -> Iterator[tuple[Role, Telemetry, str]]:
+    process = Telemetry(request.param, MetricsSettings(), "1.2.3")
+    yield request.param, process, process.serve()
+    process.close()
+
+
+def get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return str(answer.read().decode())
+
+
+def test_exactly_the_declared_families_are_exported_twice_alike(served: tuple[Role, Telemetry, str]) -> None:
+    role, _, page = served
+    declared = {metric.name.removesuffix("_total") for metric in METRICS if role in metric.roles}
+    for _ in range(2):
+        families = {family.name for family in text_string_to_metric_families(get(f"{page}/metrics"))}
+        assert {name for name in families if name.startswith("fourstage_")} == declared
+
+
+def test_labels_exist_before_anything_happened(served: tuple[Role, Telemetry, str]) -> None:
+    role, _, page = served
+    samples = [s for family in text_string_to_metric_families(get(f"{page}/metrics")) for s in family.samples]
+    for stage in STAGES[role]:
+        assert any(s.name == "fourstage_batches_total" and s.labels == {"stage": stage} for s in samples)
+
+
+def test_seconds_items_and_bytes_are_counted(served: tuple[Role, Telemetry, str]) -> None:
+    role, process, page = served
+    stage = STAGES[role][0]
+    meter = process.meter(stage)
+    meter.done(0.5, items=128, size=1000)
+    meter.waited(0.25, "upstream")
+    meter.waited(0.125, "downstream")
+    text = get(f"{page}/metrics")
+    assert f'fourstage_items_total{{stage="{stage}"}} 128.0' in text
+    assert f'fourstage_bytes_total{{stage="{stage}"}} 1000.0' in text
+    assert f'fourstage_busy_seconds_total{{stage="{stage}"}} 0.5' in text
+    assert f'fourstage_wait_seconds_total{{blocked_on="downstream",stage="{stage}"}} 0.125' in text
+    assert (meter.usage.batches, meter.usage.busy, meter.usage.wait_upstream) == (1, 0.5, 0.25)
+
+
+def test_health_is_the_data_loop_s_and_not_the_web_server_s(
+    served: tuple[Role, Telemetry, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, process, page = served
+    assert json.loads(get(f"{page}/healthz"))["healthy"] is True
+    monkeypatch.setattr(telemetry, "HEALTHY_SECONDS", 0.0)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        get(f"{page}/healthz")
+    assert caught.value.code == 503
+    caught.value.close()
+    monkeypatch.undo()
+    process.turn()
+    assert json.loads(get(f"{page}/healthz"))["data_loop_age_seconds"] < 5
+
+
+def test_an_unknown_page_and_a_taken_port(served: tuple[Role, Telemetry, str]) -> None:
+    _, _, page = served
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        get(f"{page}/")
+    assert caught.value.code == 404
+    caught.value.close()
+    port = int(page.rpartition(":")[2])
+    with pytest.raises(SettingsError, match=f"metrics.port = {port}"):
+        Telemetry("loader", MetricsSettings(port=port), "1").serve()
