@@ -201,7 +201,6 @@ class Outbox:
             finished.number = self._sent
 
     def _greet(self, now: float) -> None:
-        self._greeted_at = now
         hello = Hello(
             protocol=PROTOCOL,
             role="augmenter",
@@ -211,7 +210,9 @@ class Outbox:
             build=fourstage.__version__,
             identity=self._identity,
         )
+        # Not sent: the connection is not there yet, and the next turn tries again.
         if self._socket.send(hello):
+            self._greeted_at = now
             self._session += 1
             self._sent = self._acknowledged = 0
             self._settled_at = now

@@ -35,11 +35,10 @@ class Pipeline:
         self._shared = shared
         settings_file = folder / "settings.toml"
         settings_file.write_text(write_settings(settings), "utf-8")
-        self._augmenters = [f"augmenter-{number}" for number in range(workers)]
         self._processes = Processes(settings=settings_file, sockets=folder, logs=folder)
         try:
             self._processes.start("loader", ["loader", "--store", os.fspath(store)])
-            for name in self._augmenters:
+            for name in (f"augmenter-{number}" for number in range(workers)):
                 self._processes.start(name, ["augmenter", "--name", name])
         except BaseException:
             self._end()
@@ -59,9 +58,8 @@ class Pipeline:
             self._end()
 
     def _end(self) -> None:
-        """Augmenters first: each stage outlives those that it feeds."""
-        self._processes.stop(self._augmenters)
-        self._processes.stop(["loader"])
+        """All at once: whoever was fed by them has gone."""
+        self._processes.stop(self._processes.names())
         self._processes.let_go()
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -32,6 +32,8 @@ class Grant:
     seq: int
     number: int
     head: bool
+    again: bool
+    """Not the batch's first lease."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,10 +280,11 @@ class Leases:
         book.identity = book.identity or worker.identity
         worker.numbers += 1
         worker.unseen.append((worker.numbers, stream))
-        book.redispatched += batch.leases > 0
+        again = batch.leases > 0
+        book.redispatched += again
         batch.leases += 1
         batch.holders[name] = _Holding(worker.numbers, now, head)
-        return Grant(name, stream, seq, worker.numbers, head)
+        return Grant(name, stream, seq, worker.numbers, head, again)
 
     # What the state means
 

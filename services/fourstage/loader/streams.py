@@ -45,6 +45,11 @@ class LoaderStream:
     prefetched: int = 0
     """Batches before this one were announced to the kernel."""
 
+    @property
+    def name(self) -> str:
+        """A short name for logs."""
+        return self.spec.stream.hex()[:8]
+
     def claim(self, seq: int, now: float) -> tuple[Slotted, NDArray[np.int64]]:
         """Take the lowest free slot for a batch; its samples' indices."""
         slot = min(self.free)
@@ -109,6 +114,7 @@ def open_stream(store: Store, spec: Open, client: bytes, memory: int) -> LoaderS
         end=end,
         arena=Arena.create(slots, slot_bytes),
         client=client,
+        prefetched=spec.start,
         free=list(range(slots)),
     )
 

@@ -8,7 +8,6 @@ import dataclasses
 import logging
 import os
 import secrets
-import socket
 import threading
 import time
 from dataclasses import dataclass, field
@@ -19,12 +18,13 @@ import numpy as np
 
 import fourstage
 from fourstage.arena import Arena
-from fourstage.errors import CorruptSampleError, FourstageError, PeerError, PeerLostError, SettingsError
+from fourstage.errors import CorruptSampleError, FourstageError, PeerError, PeerLostError
 from fourstage.process import socket_path
 from fourstage.telemetry import Telemetry
-from fourstage.trainer.inbox import Draws, FeedBatch, Inbox
+from fourstage.trainer.addresses import receiver_addresses
+from fourstage.trainer.inbox import Inbox
 from fourstage.wire import side
-from fourstage.wire.codec import decode_body
+from fourstage.wire.door import Door, Introduced
 from fourstage.wire.link import LoaderLink
 from fourstage.wire.messages import (
     Batch,
@@ -36,7 +36,6 @@ from fourstage.wire.messages import (
     Open,
     Opened,
     Progress,
-    Samples,
     Stages,
     Welcome,
     Who,
@@ -60,7 +59,6 @@ class _Source:
     session: int = 0
     seen: int = 0
     arena: Arena | None = None
-    connection: socket.socket | None = None
     held: set[int] = field(default_factory=set)
 
 
@@ -91,13 +89,12 @@ class Feed:
             self._advertised = f"{self._advertised[:-2]}:{port}"
         elif not self._advertised:
             self._advertised = self._socket.address
-        self._side_path = socket_path(sockets, "trainer")
-        self._listener = side.listen(self._side_path)
         self._wake_lock = threading.Lock()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._waiter = Waiter()
-        for source in (self._socket, self._listener.fileno(), self._wake):
+        for source in (self._socket, self._wake):
             self._waiter.add(source)
+        self._door: Door[tuple[bytes, bytes]] = Door(socket_path(sockets, "trainer"), self._waiter)
         self._link = LoaderLink(address, role="trainer", name=name, waiter=self._waiter)
         self._lock = threading.Lock()
         self._to_open: list[Inbox] = []
@@ -106,8 +103,6 @@ class Feed:
         self._sources: dict[tuple[bytes, bytes], _Source] = {}
         """By worker and stream."""
         self._known: dict[Peer, Hello] = {}
-        self._strangers: dict[int, socket.socket] = {}
-        self._side_of: dict[int, tuple[bytes, bytes]] = {}
         self._told: dict[bytes, tuple[int, tuple[int, ...]]] = {}
         self._next_beat = 0.0
         self._stopping = False
@@ -120,7 +115,7 @@ class Feed:
     def open(self, spec: Open) -> Inbox:
         """Open a stream; receiver and side are filled in here."""
         spec = dataclasses.replace(
-            spec, stream=secrets.token_bytes(16), receiver=self._advertised, side=os.fspath(self._side_path)
+            spec, stream=secrets.token_bytes(16), receiver=self._advertised, side=os.fspath(self._door.path)
         )
         inbox = Inbox(spec, self._poke)
         with self._lock:
@@ -168,8 +163,13 @@ class Feed:
     def _turn(self) -> None:
         readable = self._waiter.wait(min(_TURN_SECONDS, self._link.heartbeat))
         now = time.monotonic()
-        for descriptor in readable:
-            self._on_descriptor(descriptor)
+        if self._wake in readable:
+            os.eventfd_read(self._wake)
+        for event in self._door.events(readable):
+            if isinstance(event, Introduced):
+                self._on_introduced(event)
+            else:
+                self._on_death(event.key)
         self._take_orders()
         for message, payload in self._link.turn(now):
             self._on_loader(message, payload)
@@ -285,41 +285,9 @@ class Feed:
                 if self._telemetry:
                     self._telemetry.counter("fourstage_duplicates_dropped_total").inc()
             return key
-        if not 2 <= len(payload) <= 3:
-            raise PeerError(f"batch with {len(payload)} payloads")
-        samples = decode_body(Samples, payload[0])
-        indices, labels = inbox.check(message, samples)
-        draws = Draws.unpack(payload[1], message.rows)
-        crop = inbox.spec.view.crop
-        size = message.rows * crop * crop * 3
-        if message.slot >= 0:
-            if source.arena is None:
-                raise PeerError(f"{hello.name} names slot {message.slot} of an arena that it never handed over")
-            pixels = source.arena.slot(message.slot, size)
-        elif len(payload) == 3 and len(payload[2]) == size:
-            pixels = payload[2]
-        else:
-            raise PeerError(f"inline batch without the {size} bytes of its pixels")
-        if inbox.info is None:
-            return key
+        batch = inbox.unpack(message, payload, source.arena, worker=hello.peer, now=now)
         source.held.add(message.seq)
-        inbox.put(
-            FeedBatch(
-                seq=message.seq,
-                place=inbox.info.plan.place(message.seq),
-                keys=samples.keys,
-                indices=indices,
-                labels=labels,
-                offsets=draws.offsets,
-                reflections=draws.reflections,
-                shifts=draws.shifts,
-                pixels=np.frombuffer(pixels, np.uint8).reshape(message.rows, crop, crop, 3),
-                identity=message.identity,
-                source=hello.peer,
-                arrived_at=now,
-                _release=inbox.give_back,
-            )
-        )
+        inbox.put(batch)
         return key
 
     def _welcome(self, hello: Hello) -> Welcome:
@@ -327,7 +295,7 @@ class Feed:
             peer=self._uuid,
             session=hello.session,
             build=fourstage.__version__,
-            side=os.fspath(self._side_path),
+            side=os.fspath(self._door.path),
             heartbeat_seconds=self._link.heartbeat,
             silence_seconds=self._link.welcome.silence_seconds if self._link.welcome else 5.0,
         )
@@ -351,63 +319,36 @@ class Feed:
 
     # Side connections
 
-    def _on_descriptor(self, descriptor: int) -> None:
-        if descriptor == self._wake:
-            os.eventfd_read(self._wake)
-        elif descriptor == self._listener.fileno():
-            if (connection := side.accept(self._listener)) is not None:
-                self._strangers[connection.fileno()] = connection
-                self._waiter.add(connection.fileno())
-        elif descriptor in self._strangers:
-            self._on_stranger(self._strangers.pop(descriptor))
-        elif descriptor in self._side_of:
-            self._on_death(descriptor)
-
-    def _on_stranger(self, connection: socket.socket) -> None:
+    def _on_introduced(self, event: Introduced) -> None:
         """An augmenter hands its arena of one stream over."""
-        try:
-            received = side.receive_arena(connection)
-            if received is None:
-                raise PeerError("hung up before it handed an arena over")
-            packet, arena = received
-        except (PeerError, BlockingIOError) as error:
-            log.warning("dropped a side connection: %s", error)
-            self._waiter.remove(connection.fileno())
-            connection.close()
-            return
+        packet = event.packet
         key = (packet.peer, packet.stream)
-        source = self._sources.setdefault(key, _Source(packet.peer.hex()[:8]))
-        if packet.stream not in self._inboxes or source.arena is not None:
-            if source.arena is None:
-                del self._sources[key]
-            arena.close()
-            self._waiter.remove(connection.fileno())
-            connection.close()
+        known = self._sources.get(key)
+        if event.descriptor is None or packet.stream not in self._inboxes or (known and known.arena):
+            if event.descriptor is not None:
+                os.close(event.descriptor)
+            self._door.refuse(event.connection)
             return
-        source.arena, source.connection = arena, connection
-        self._side_of[connection.fileno()] = key
-        side.send(connection, side.Packet(self._uuid, packet.stream))
+        try:
+            arena = Arena.attach(event.descriptor, packet.slots, packet.slot_bytes)
+        except PeerError as error:
+            log.warning("dropped an arena: %s", error)
+            self._door.refuse(event.connection)
+            return
+        self._sources.setdefault(key, _Source(packet.peer.hex()[:8])).arena = arena
+        self._door.adopt(event.connection, key)
+        side.send(event.connection, side.Packet(self._uuid, packet.stream))
 
-    def _on_death(self, descriptor: int) -> None:
+    def _on_death(self, key: tuple[bytes, bytes]) -> None:
         """The owner of an arena is gone; what it finished stays whole as long as it is held."""
-        key = self._side_of[descriptor]
         source = self._sources[key]
+        source.peer = b""
         if not source.held:
             self._drop_source(key)
-            return
-        self._waiter.remove(descriptor)
-        del self._side_of[descriptor]
-        if source.connection is not None:
-            source.connection.close()
-            source.connection = None
-        source.peer = b""
 
     def _drop_source(self, key: tuple[bytes, bytes]) -> None:
         source = self._sources.pop(key)
-        if source.connection is not None:
-            self._waiter.remove(source.connection.fileno())
-            self._side_of.pop(source.connection.fileno(), None)
-            source.connection.close()
+        self._door.drop(key)
         if source.arena is not None:
             source.arena.close()
 
@@ -418,41 +359,11 @@ class Feed:
         self._link.close()
         for key in list(self._sources):
             self._drop_source(key)
-        for connection in self._strangers.values():
-            connection.close()
-        self._listener.close()
-        self._side_path.unlink(missing_ok=True)
+        self._door.close()
         self._socket.close(linger=False)
         with self._wake_lock:
             os.close(self._wake)
             self._wake = -1
-
-
-def receiver_addresses(receiver: str, loader: str, sockets: Path) -> tuple[str, str]:
-    """Where to bind and what to tell augmenters; an empty second one is the bound address itself.
-
-    Raises SettingsError for anything but ``auto`` and ``tcp://HOST:PORT``.
-    """
-    if receiver == "auto":
-        if loader.startswith(("ipc:", "file:")):
-            return f"ipc://{socket_path(sockets, 'trainer-zmq')}", ""
-        host = urlsplit(loader).hostname or ""
-        own = _interface_towards(host)
-        return f"tcp://{own}:0", f"tcp://{own}:0"
-    parts = urlsplit(receiver)
-    if parts.scheme != "tcp" or not parts.hostname or parts.port is None:
-        raise SettingsError(f"receiver = {receiver!r}", hint='"auto" or tcp://HOST:PORT')
-    return f"tcp://*:{parts.port}", receiver
-
-
-def _interface_towards(host: str) -> str:
-    """This machine's address as seen from ``host``; nothing is sent to find out."""
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, 9))
-            return str(probe.getsockname()[0])
-    except OSError as error:
-        raise SettingsError(f"loader.address: no way to {host!r}: {error.strerror}") from error
 
 
 def _as_error(error: BaseException) -> FourstageError:

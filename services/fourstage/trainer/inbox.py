@@ -5,14 +5,16 @@ has come. Only the condition here is shared between the two.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fourstage.arena import Arena
 from fourstage.errors import FourstageError, PeerError
 from fourstage.order import BatchPlan, Order, Place
+from fourstage.wire.codec import decode_body
 from fourstage.wire.messages import Batch, Open, Opened, Samples
 
 
@@ -163,28 +165,42 @@ class Inbox:
             raise PeerError(f"batch {seq} is not of this stream")
         return seq >= self.consumed and seq not in self.arrived
 
-    def check(self, message: Batch, samples: Samples) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """Indices and labels of a batch. Raises PeerError where they are not what the order says."""
+    def unpack(
+        self, message: Batch, payload: Sequence[memoryview], arena: Arena | None, *, worker: bytes, now: float
+    ) -> FeedBatch:
+        """A batch that has arrived, its pixels where they lie. Raises PeerError where it is not what the order says."""
         if self.info is None:
             raise PeerError("batch before the stream was opened")
-        place = self.info.plan.place(message.seq)
-        if len(samples.indices) != 8 * message.rows or len(samples.labels) != 4 * message.rows:
-            raise PeerError(f"batch {message.seq} of {message.rows} rows has other numbers of indices or labels")
-        indices: NDArray[np.int64] = np.frombuffer(samples.indices, "<i8")
-        labels: NDArray[np.int32] = np.frombuffer(samples.labels, "<i4")
-        if not message.rows == place.rows == len(samples.keys):
-            raise PeerError(
-                f"batch {message.seq} has {message.rows} rows and {len(samples.keys)} keys, expected {place.rows}"
-            )
-        if not np.array_equal(indices, self.info.order.indices(message.seq)):
-            raise PeerError(f"batch {message.seq} is not made of the samples that the order says")
-        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.info.opened.classes):
-            raise PeerError(f"batch {message.seq} has labels from {labels.min()} to {labels.max()}")
-        if self.identity and message.identity != self.identity:
-            raise PeerError(
-                f"batch {message.seq} was made by identity {message.identity.hex()}, not {self.identity.hex()}"
-            )
-        return indices, labels
+        if not 2 <= len(payload) <= 3:
+            raise PeerError(f"batch with {len(payload)} payloads")
+        samples = decode_body(Samples, payload[0])
+        indices, labels = self._check(message, samples)
+        draws = Draws.unpack(payload[1], message.rows)
+        crop = self.spec.view.crop
+        size = message.rows * crop * crop * 3
+        if message.slot >= 0:
+            if arena is None:
+                raise PeerError(f"batch in slot {message.slot} of an arena that was never handed over")
+            pixels = arena.slot(message.slot, size)
+        elif len(payload) == 3 and len(payload[2]) == size:
+            pixels = payload[2]
+        else:
+            raise PeerError(f"inline batch without the {size} bytes of its pixels")
+        return FeedBatch(
+            seq=message.seq,
+            place=self.info.plan.place(message.seq),
+            keys=samples.keys,
+            indices=indices,
+            labels=labels,
+            offsets=draws.offsets,
+            reflections=draws.reflections,
+            shifts=draws.shifts,
+            pixels=np.frombuffer(pixels, np.uint8).reshape(message.rows, crop, crop, 3),
+            identity=message.identity,
+            source=worker,
+            arrived_at=now,
+            _release=self.give_back,
+        )
 
     def put(self, batch: FeedBatch) -> None:
         """A batch that ``is_new`` has arrived."""
@@ -220,3 +236,26 @@ class Inbox:
             self.closed = True
             self._ready.clear()
             self._condition.notify_all()
+
+    def _check(self, message: Batch, samples: Samples) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Indices and labels of a batch. Raises PeerError where they are not what the order says."""
+        if self.info is None:
+            raise PeerError("batch before the stream was opened")
+        place = self.info.plan.place(message.seq)
+        if len(samples.indices) != 8 * message.rows or len(samples.labels) != 4 * message.rows:
+            raise PeerError(f"batch {message.seq} of {message.rows} rows has other numbers of indices or labels")
+        indices: NDArray[np.int64] = np.frombuffer(samples.indices, "<i8")
+        labels: NDArray[np.int32] = np.frombuffer(samples.labels, "<i4")
+        if not message.rows == place.rows == len(samples.keys):
+            raise PeerError(
+                f"batch {message.seq} has {message.rows} rows and {len(samples.keys)} keys, expected {place.rows}"
+            )
+        if not np.array_equal(indices, self.info.order.indices(message.seq)):
+            raise PeerError(f"batch {message.seq} is not made of the samples that the order says")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.info.opened.classes):
+            raise PeerError(f"batch {message.seq} has labels from {labels.min()} to {labels.max()}")
+        if self.identity and message.identity != self.identity:
+            raise PeerError(
+                f"batch {message.seq} was made by identity {message.identity.hex()}, not {self.identity.hex()}"
+            )
+        return indices, labels

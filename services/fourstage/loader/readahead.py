@@ -1,0 +1,85 @@
+"""Fills the slots of the streams with what their windows want, ahead of time."""
+
+import os
+import queue
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from fourstage.errors import StoreError
+from fourstage.loader.leases import Leases
+from fourstage.loader.reader import Reader, ReadJob, ReadResult
+from fourstage.loader.streams import LoaderStream
+from fourstage.telemetry import StageMeter
+from fourstage.trace import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A batch that a thread has finished with; ``error`` where it could not be read."""
+
+    stream: bytes
+    seq: int
+    error: StoreError | None
+
+
+class ReadAhead:
+    """The loader's reading threads and the account of their time."""
+
+    def __init__(self, threads: int, meter: StageMeter, trace: Trace) -> None:
+        self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        """Readable once a batch was read."""
+        self._meter = meter
+        self._trace = trace
+        self._results: queue.SimpleQueue[ReadResult] = queue.SimpleQueue()
+        self._reader = Reader(threads, self._done)
+        self._under_way = 0
+        self._mark = time.monotonic()
+
+    def load(self, streams: Mapping[bytes, LoaderStream], leases: Leases, now: float) -> None:
+        """Begin to read every wanted batch that has a slot; announce those after it to the kernel."""
+        for uuid, seq in leases.wanted():
+            stream = streams[uuid]
+            if seq in stream.slotted or not stream.free:
+                continue
+            slotted, indices = stream.claim(seq, now)
+            self.account(now)
+            self._under_way += 1
+            target = stream.arena.slot(slotted.slot, slotted.size)
+            self._reader.submit(ReadJob((uuid, seq, slotted.slot), stream.split, indices, target))
+            ahead = min(stream.end, seq + 1 + leases.window(uuid))
+            for later in range(max(stream.prefetched, seq + 1), ahead):
+                self._reader.prefetch(stream.split, stream.order.indices(later))
+            stream.prefetched = max(stream.prefetched, ahead)
+
+    def loaded(self, streams: Mapping[bytes, LoaderStream]) -> Iterator[Loaded]:
+        """Batches that were read since the last call and are still wanted."""
+        while not self._results.empty():
+            result = self._results.get()
+            self.account(time.monotonic())
+            self._under_way -= 1
+            uuid, seq, slot = result.job.tag
+            self._meter.done(0.0, items=len(result.job.indices), size=len(result.job.into))
+            if (stream := streams.get(uuid)) is None:
+                continue
+            stream.read_done(slot)
+            self._trace.work("load", seq, result.began, result.ended, stream.spec.split)
+            if seq in stream.slotted:
+                yield Loaded(uuid, seq, result.error)
+
+    def account(self, now: float) -> None:
+        """Charge the time since the last call: some read was under way, or nothing was wanted."""
+        seconds, self._mark = now - self._mark, now
+        if self._under_way:
+            self._meter.busy(seconds)
+        else:
+            self._meter.waited(seconds, "downstream")
+
+    def close(self) -> None:
+        """Finish the reads begun and stop the threads."""
+        self._reader.close()
+        os.close(self.wake)
+
+    def _done(self, result: ReadResult) -> None:
+        self._results.put(result)
+        os.eventfd_write(self.wake, 1)
