@@ -137,6 +137,7 @@ class Run:
 
     process: "subprocess.Popen[str]"
     run_dir: Path
+    killed: set[int] = field(default_factory=set)
 
     def status(self) -> dict[str, Any]:
         return _json(self.run_dir / "status.json")
@@ -156,10 +157,16 @@ class Run:
 
         eventually(arrived, f"step {step}", seconds)
 
-    def kill(self, name: str) -> int:
-        pid = self.processes()[name]
+    def kill(self, name: str) -> None:
+        """SIGKILL for a process of that name that was not killed before: after a kill the one started again."""
+
+        def fresh() -> int:
+            pid = self.processes().get(name, 0)
+            return 0 if pid in self.killed or not is_alive(pid) else pid
+
+        pid = eventually(fresh, f"{name} started")
+        self.killed.add(pid)
         os.kill(pid, signal.SIGKILL)
-        return pid
 
     def finish(self, seconds: float = 120.0) -> tuple[int, str, str]:
         out, error = self.process.communicate(timeout=seconds)
