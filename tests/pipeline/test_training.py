@@ -59,7 +59,7 @@ def plain_losses(store: Store, settings: Settings, steps: int) -> list[float]:
         logits = network(batch, DropoutKey(settings.seed, step))
         loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum") / batch_size
         network.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         rule.step(settings.train.learning_rate)
         found.append(float(loss.detach()))
     return found
