@@ -33,19 +33,21 @@ def create_run_directory(path: Path, *, resume: bool) -> None:
         raise SettingsError(f"cannot write to the run directory {path}: permission denied")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file: readers see the old text or the new, never a part."""
+def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replace a file: readers see the old text or the new, never a part. durable: it also survives a power cut,
+    which costs a wait for the disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     temporary.rename(path)
 
 
-def write_json(path: Path, value: object) -> None:
-    """Replace a file by a JSON object."""
-    write_whole(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+def write_json(path: Path, value: object, *, durable: bool = True) -> None:
+    """Replace a file by a JSON object; ``write_whole`` says how."""
+    write_whole(path, json.dumps(value, indent=1, allow_nan=False) + "\n", durable=durable)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -98,12 +98,16 @@ class BatchStream:
         resolved = resolve(recipe, settings or {}, arguments, starts_processes=not running)
         if running and workers is not None:
             raise SettingsError(f"workers = {workers} with the running service {running}", hint="leave workers out")
-        if not 1 <= (workers or WORKERS) <= 1024:
+        workers = WORKERS if workers is None else workers
+        if not 1 <= workers <= 1024:
             raise SettingsError(f"workers = {workers}", hint="a number from 1 to 1024")
         if borrow and (finish or device is not None):
             raise SettingsError("a borrowed batch stays where its worker made it", hint="leave out device and finish")
         spread = not running and rank is None and world is None and ranks.place()[1] > 1
-        rank, world = ranks.place() if rank is None and world is None else (rank or 0, world or 1)
+        if rank is None and world is None:
+            rank, world = ranks.place()
+        elif rank is None or world is None:
+            raise SettingsError(f"rank = {rank} and world = {world}", hint="give both or neither")
         if not 0 <= rank < world:
             raise SettingsError(f"rank = {rank} of world = {world}", hint="ranks count from 0 to world - 1")
         spec = request(resolved, split=split, view=view, shuffle=shuffle, rank=rank, world=world)
@@ -120,7 +124,7 @@ class BatchStream:
             else:
                 path = Path(store).absolute()
                 open_store(path)
-                self._service = (share if spread else start)(path, resolved, workers=workers or WORKERS)
+                self._service = (share if spread else start)(path, resolved, workers=workers)
             stack.callback(self._service.close)
             self._source = Source(self._service, spec, receiver=resolved.receiver, timeout=timeout)
             stack.callback(self._source.close)

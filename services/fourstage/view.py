@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 _PLAIN_SECONDS = 10.0
-_BAR = 20
+_BAR = 16
 _STAGES = (
     ("load", "read from disk", "loaded"),
     ("transform", "decode, crop, reflect", "leased"),
@@ -64,11 +64,13 @@ def plain(status: dict[str, Any]) -> str:
 def render(status: dict[str, Any]) -> Group:
     """The live view: where the run stands, a line per stage, what it waits for."""
     done = status["step"] / status["steps"] if status["steps"] else 0.0
+    running = status["state"] in ("running", "validating")
+    left = f"  {duration(status['seconds_left'])} left" if running else ""
     head = Text.assemble(
         (f" {status['state']} ", "bold reverse"),
         f"  step {status['step']:,} of {status['steps']:,}  epoch {status['epoch']}  ",
         (_bar(done), "cyan"),
-        f" {done:.0%}  {status['images_per_second']:,.0f} images/s  {duration(status['seconds_left'])} left",
+        f" {done:.0%}  {status['images_per_second']:,.0f} images/s{left}",
     )
     figures = Text("  ")
     if status["loss"] is not None:
@@ -78,9 +80,9 @@ def render(status: dict[str, Any]) -> Group:
             figures.append(f"   {name} error: top-1 {rates['top1_error']:.1%}")
             if rates["top5_error"] is not None:
                 figures.append(f", top-5 {rates['top5_error']:.1%}")
-    table = Table(box=None, padding=(0, 2), header_style="dim")
-    for title in ("stage", "busy", "", "waits for input", "waits for room", "batches in hand"):
-        table.add_column(title, justify="right" if title.startswith(("waits", "batches", "busy")) else "left")
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    for title in ("stage", "busy", "", "no input", "no room", "batches"):
+        table.add_column(title, no_wrap=True, justify="left" if title in ("stage", "") else "right")
     for name, _, queue in _STAGES:
         part = status["stages"][name]
         label = f"{name} x{status['augmenters']}" if name == "transform" else name

@@ -21,9 +21,7 @@ Pixels = NDArray[np.uint8]
 """RGB, (height, width, 3)."""
 
 MAX_PIXELS = 178_956_970
-"""Above this Pillow refuses to open an image, as a decompression bomb; the default limit here, and the
-highest.
-"""
+"""Above this Pillow refuses an image as a decompression bomb; the default limit here, and the highest."""
 
 SUBSAMPLING = "420"
 _JPEG_MAGIC = b"\xff\xd8\xff"

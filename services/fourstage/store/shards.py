@@ -1,5 +1,4 @@
-"""Shards: plain tars of ``KEY.jpg`` and ``KEY.cls``, one pair after the other, each with DALI's index beside
-it.
+"""Shards: plain tars of ``KEY.jpg`` and ``KEY.cls``, pair after pair, each with DALI's index beside it.
 
 A shard is a pure function of its samples (no times, owners or names of machines), so it can be made of
 stretches from several workers, and checked by making it again::

@@ -18,9 +18,7 @@ from fourstage.store.workspace import Part, write_part
 
 
 class ShardWriter:
-    """Appends batches to shard ``number`` of a split; a context manager, so that the file is closed in any
-    case.
-    """
+    """Appends batches to shard ``number`` of a split; a context manager that closes the file."""
 
     def __init__(self, store: Path, work: Path, split: str, number: int) -> None:
         self._target = store / shard_name(split, number)

@@ -7,6 +7,7 @@ is free when an event says that the upload is over; on a CPU the finish step rea
 import queue
 import threading
 import time
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,6 +72,9 @@ class CopyStage:
         self._images = [torch.empty(shape, dtype=torch.float32, device=device) for _ in range(_BUFFERS)]
         on_gpu = device.type == "cuda" and finish is not None
         self._uploads = [torch.empty(shape, dtype=torch.uint8, device=device) for _ in range(_BUFFERS if on_gpu else 0)]
+        if on_gpu:
+            # Slots are mapped read-only, and torch has no tensors that know it.
+            warnings.filterwarnings("ignore", message="The given (buffer|NumPy array) is not writable")
         self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._trained: list[torch.cuda.Event | None] = [None] * _BUFFERS
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()

@@ -144,6 +144,7 @@ class Report:
                 "stages": {name: _share_line(recent[name]) for name in STAGE_NAMES},
                 "bottleneck": self._sentence(recent),
             },
+            durable=False,
         )
 
     def summary(self, state: str, *, receipt: dict[str, Any], duplicates: int) -> None:
