@@ -9,14 +9,12 @@ import logging
 import os
 import sys
 import tempfile
-import time
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fourstage import __version__, rundir
 from fourstage.engine.foreground import free_run_directory, run_in_foreground
@@ -24,8 +22,7 @@ from fourstage.engine.processes import ERROR_PREFIX
 from fourstage.errors import FourstageError, SettingsError
 from fourstage.services import Launch, run_augmenter, run_loader, run_trainer, trace_folder
 from fourstage.settings import Settings, load_settings, write_settings
-from fourstage.store.progress import Progress as StoreProgress
-from fourstage.view import render
+from fourstage.view import StoreBar, render
 
 app = typer.Typer(
     name="fourstage",
@@ -82,7 +79,7 @@ def prepare(
 
     from fourstage.store.prepare import prepare as prepare_store
 
-    with _bar("preparing", quiet=json_) as progress:
+    with StoreBar("preparing", quiet=json_) as progress:
         report = prepare_store(
             source, store, split=split, labels=labels, labels_map=labels_map, inside=inside, size=size,
             quality=quality, workers=workers, progress=progress.show,
@@ -110,7 +107,7 @@ def verify(
 
     from fourstage.store.verify import verify as verify_store
 
-    with _bar("verifying", quiet=json_) as progress:
+    with StoreBar("verifying", quiet=json_) as progress:
         report = verify_store(store, progress=progress.show)
     if json_:
         typer.echo(json.dumps(asdict(report), default=str))
@@ -175,7 +172,7 @@ def demo(
             photographs = Path(folder)
             write_photographs(photographs, seed=seed, train_per_class=400, validation_per_class=50)
             for split in ("train", "val"):
-                with _bar(f"preparing {split}", quiet=json_) as progress:
+                with StoreBar(f"preparing {split}", quiet=json_) as progress:
                     prepare_store(photographs / split, store, split=split, size=36, progress=progress.show)
     settings = load_settings("demo", flags={"seed": seed, "trace": True})
     run_dir = free_run_directory(run_dir)
@@ -267,31 +264,6 @@ def _launch(
 def _say(text: str, *, quiet: bool) -> None:
     if not quiet:
         Console(stderr=True).print(text, soft_wrap=True, highlight=False)
-
-
-class _bar:  # noqa: N801
-    """A progress bar with rate and time left; nothing with --json."""
-
-    def __init__(self, title: str, *, quiet: bool) -> None:
-        self._progress = Progress(
-            TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(), TextColumn("{task.fields[left_out]}"), console=Console(stderr=True), disable=quiet,
-        )  # fmt: skip
-        self._task = self._progress.add_task(title, total=None, rate="", left_out="")
-        self._began = time.monotonic()
-
-    def __enter__(self) -> "_bar":
-        self._progress.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._progress.__exit__(*error)
-
-    def show(self, now: StoreProgress) -> None:
-        seconds = time.monotonic() - self._began
-        rate = f"{now.done / seconds:,.0f}/s" if seconds else ""
-        left_out = f"{now.left_out} left out" if now.left_out else ""
-        self._progress.update(self._task, total=now.total, completed=now.done, rate=rate, left_out=left_out)
 
 
 def main() -> None:

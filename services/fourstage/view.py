@@ -6,8 +6,11 @@ from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from fourstage.store.progress import Progress as StoreProgress
 
 _PLAIN_SECONDS = 10.0
 _BAR = 16
@@ -48,6 +51,33 @@ class LiveView:
     ) -> None:
         if self._live is not None:
             self._live.__exit__(kind, error, trace)
+
+
+class StoreBar:
+    """A progress bar with rate and time left; nothing with --json."""
+
+    def __init__(self, title: str, *, quiet: bool) -> None:
+        self._progress = Progress(
+            TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(), TextColumn("{task.fields[left_out]}"), console=Console(stderr=True), disable=quiet,
+        )  # fmt: skip
+        self._task = self._progress.add_task(title, total=None, rate="", left_out="")
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._progress.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.__exit__(kind, error, trace)
+
+    def show(self, now: StoreProgress) -> None:
+        seconds = time.monotonic() - self._began
+        rate = f"{now.done / seconds:,.0f}/s" if seconds else ""
+        left_out = f"{now.left_out} left out" if now.left_out else ""
+        self._progress.update(self._task, total=now.total, completed=now.done, rate=rate, left_out=left_out)
 
 
 def plain(status: dict[str, Any]) -> str:
