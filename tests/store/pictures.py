@@ -1,6 +1,7 @@
 """Sources made in code, for the tests of the store."""
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -56,7 +57,5 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
 
 def left_out(store: Path) -> dict[str, str]:
     """The reasons in ``left-out.jsonl``, by name."""
-    import json
-
     lines = (store / "left-out.jsonl").read_text("ascii").splitlines()
     return {entry["name"]: entry["reason"] for entry in map(json.loads, lines)}

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,7 @@ def _edit(store: Path, **values: object) -> None:
         (lambda store: (store / "statistics.npz").write_bytes(b"PK"), "statistics"),
     ],
 )
-def test_a_store_that_is_not_whole_is_refused(damage, message: str, store: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_store_that_is_not_whole_is_refused(damage: Callable[[Path], object], message: str, store: Path) -> None:
     damage(store)
     with pytest.raises(StoreError, match=message):
         open_store(store)

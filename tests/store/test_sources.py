@@ -3,6 +3,7 @@
 import io
 import re
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def _tar_of_tars(root: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", [_folder, _tar, _tar_with_top_folder, _compressed, _tar_of_tars])
-def test_every_kind_of_source_gives_the_same_store(kind, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_every_kind_of_source_gives_the_same_store(kind: Callable[[Path], Path], tmp_path: Path) -> None:
     (tmp_path / "of").mkdir()
     keys = made(kind(tmp_path / "of"), tmp_path / "store")
     made(_folder(tmp_path), tmp_path / "reference")
@@ -167,7 +168,7 @@ def test_of_two_members_with_one_name_the_later_is_taken(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", [_tar, _tar_of_tars, _compressed])
-def test_an_archive_that_is_cut_off_is_refused(kind, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_an_archive_that_is_cut_off_is_refused(kind: Callable[[Path], Path], tmp_path: Path) -> None:
     source = kind(tmp_path)
     whole = source.read_bytes()
     source.write_bytes(whole[: len(whole) * 2 // 3])
@@ -209,7 +210,9 @@ def test_files_that_differ_in_their_extension_have_keys_of_their_own(tmp_path: P
     ],
     ids=["missing", "empty", "zip", "flat"],
 )
-def test_what_is_no_source_is_refused_and_leaves_nothing(make, message: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_what_is_no_source_is_refused_and_leaves_nothing(
+    make: Callable[[Path], object], message: str, tmp_path: Path
+) -> None:
     make(tmp_path / "source")
     with pytest.raises(SettingsError, match=message):
         made(tmp_path / "source", tmp_path / "store")

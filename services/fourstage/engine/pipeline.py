@@ -10,6 +10,7 @@ import select
 import shutil
 import tempfile
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeAlias
 
@@ -17,6 +18,8 @@ from fourstage import ranks
 from fourstage.engine.processes import ADDRESS, POLL_SECONDS, Processes, hold
 from fourstage.errors import FourstageError, SettingsError
 from fourstage.settings import Settings, write_settings
+
+_ELSEWHERE = "for ranks on several machines start one and name its loader's address, tcp://HOST:PORT"
 
 
 class Pipeline:
@@ -33,16 +36,16 @@ class Pipeline:
         self.folder = folder
         self.address = f"file:{folder / ADDRESS}"
         self._shared = shared
-        settings_file = folder / "settings.toml"
-        settings_file.write_text(write_settings(settings), "utf-8")
-        self._processes = Processes(settings=settings_file, sockets=folder, logs=folder)
-        try:
+        with ExitStack() as undo:
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            settings_file = folder / "settings.toml"
+            settings_file.write_text(write_settings(settings), "utf-8")
+            self._processes = Processes(settings=settings_file, sockets=folder, logs=folder)
+            undo.callback(self._end)
             self._processes.start("loader", ["loader", "--store", os.fspath(store)])
             for name in (f"augmenter-{number}" for number in range(workers)):
                 self._processes.start(name, ["augmenter", "--name", name])
-        except BaseException:
-            self._end()
-            raise
+            undo.pop_all()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._watch, name="fourstage-watch", daemon=True)
         self._thread.start()
@@ -123,28 +126,25 @@ def share(store: Path, settings: Settings, *, workers: int) -> "Pipeline | Share
     """
     service: Pipeline | Share | None = None
     failure: FourstageError | None = None
-    first = ranks.place()[0] == 0
+    rank, _ = ranks.place()
     folder = Path()
-    if first:
+    if rank == 0:
         try:
             folder = private_folder(settings)
             service = Pipeline(store, folder, settings, workers=workers, shared=True)
         except FourstageError as error:
             failure = error
     folder = Path(ranks.tell(str(folder)))
-    if not first:
+    if rank != 0:
         try:
             service = Share(folder)
         except FourstageError as error:
-            failure = error
+            failure = SettingsError(f"rank {rank} does not find the service of rank 0: {error}", hint=_ELSEWHERE)
     if ranks.all_agree(failure is None) and service is not None:
         return service
     if service is not None:
         service.close()
-    raise failure or FourstageError(
-        "another rank cannot use the service that rank 0 started",
-        hint="start one with fourstage loader and fourstage augmenter and name its address tcp://HOST:PORT",
-    )
+    raise failure or FourstageError("another rank has no service", hint=_ELSEWHERE)
 
 
 def private_folder(settings: Settings) -> Path:

@@ -1,6 +1,4 @@
-"""From finished shards to a whole split: index, statistics, list of images left out, and last
-``store.json``.
-"""
+"""From finished shards to a whole split: index, statistics, images left out, and last ``store.json``."""
 
 import hashlib
 import json
@@ -35,8 +33,7 @@ def assemble(
     left_out: Sequence[LeftOut],
     base: Manifest | None,
 ) -> Manifest:
-    """Finish a split whose parts are complete; ``base`` is the manifest that it is added to, None for the
-    first.
+    """Finish a split whose parts are complete; ``base`` is the manifest that it is added to, None at first.
 
     Raises StoreError where not one image could be taken, OSError.
     """
@@ -97,9 +94,7 @@ def assemble(
 
 
 def _write_left_out(store: Path, split: str, left_out: Sequence[LeftOut], others: tuple[str, ...]) -> None:
-    """Put a split's lines behind those of the finished splits, in place of what an unfinished prepare
-    left.
-    """
+    """Put a split's lines behind those of the finished splits, in place of an unfinished prepare's."""
     path = store / LEFT_OUT_NAME
     lines = path.read_text("ascii").splitlines() if others else []
     kept = [line for line in lines if json.loads(line)["split"] in others]

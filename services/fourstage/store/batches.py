@@ -53,9 +53,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A stretch of a shard. In ``records`` shard and key columns are zero, offsets count from its
-    beginning.
-    """
+    """A stretch of a shard; in ``records`` offsets count from its beginning, shard and key columns are zero."""
 
     sources: int
     stretch: bytes
@@ -132,9 +130,7 @@ def _read(member: Member) -> bytes:
 
 
 def _begin_worker() -> None:
-    """An interrupt from the terminal is the caller's to handle; its death, however it comes, is the worker's
-    end.
-    """
+    """Leave interrupts from the terminal to the caller, and end when the caller dies, however it does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
     parent = multiprocessing.parent_process()

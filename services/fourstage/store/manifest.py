@@ -1,6 +1,4 @@
-"""``store.json``: what a store is and which files it consists of. Written last, so a store that has one is
-whole.
-"""
+"""``store.json``: what a store is and which files it has. Written last, so a store that has one is whole."""
 
 import hashlib
 import json

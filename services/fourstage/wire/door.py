@@ -94,7 +94,11 @@ class Door(Generic[K]):
     def _hear(self, connection: socket.socket) -> Introduced | None:
         try:
             received = side.receive(connection)
-        except (PeerError, BlockingIOError) as error:
+        except BlockingIOError:
+            # The descriptor was readable when it was another, closed connection's.
+            self._strangers[connection.fileno()] = connection
+            return None
+        except PeerError as error:
             log.warning("dropped a side connection: %s", error)
             received = None
         if received is None:
