@@ -46,7 +46,8 @@ def test_version_help_and_usage() -> None:
         assert command in text
     done = fourstage("prepare")
     assert done.returncode == 2
-    assert "SOURCE" in done.stderr
+    assert "'source'" in done.stderr
+    assert "prepare --help" in done.stderr
 
 
 def test_status_of_no_run_says_so(tmp_path: Path) -> None:

@@ -276,8 +276,10 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except Exception as error:
-        if hasattr(error, "exit_code") and hasattr(error, "format_message"):
-            _fail(error.format_message(), 2, debug)
+        if hasattr(error, "format_message"):
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context else "fourstage"
+            _fail(f"{error.format_message().rstrip('.')}; {command} --help lists what it takes", 2, debug)
         _fail(f"internal error: {error!r}; run again with --debug and report it", 1, debug)
     # Without click's standalone mode an Exit is a returned code.
     sys.exit(code if isinstance(code, int) else 0)

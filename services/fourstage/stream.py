@@ -287,4 +287,4 @@ def _collect(resources: ExitStack, pid: int) -> None:
         resources.close()
     else:
         # Garbage may be found amid one of the stream's own threads, which cannot wait for itself.
-        threading.Thread(target=resources.close, name="fourstage-close").start()
+        threading.Thread(target=resources.close, name="fourstage-close", daemon=False).start()
