@@ -4,14 +4,16 @@ import json
 import logging
 import shlex
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
 
 from fourstage import rundir
 from fourstage.engine.local import LocalRun
+from fourstage.engine.pipeline import private_folder
 from fourstage.errors import SettingsError
-from fourstage.process import StopFlag, sockets_folder
+from fourstage.process import StopFlag
 from fourstage.settings import Settings, write_settings
 from fourstage.store import open_store
 from fourstage.telemetry import configure_logging
@@ -41,7 +43,11 @@ def run_in_foreground(
     stop = StopFlag()
     stop.on_signals()
     console = Console(stderr=as_json)
-    with sockets_folder(settings.sockets) as sockets, LiveView(console) as view:
+    with ExitStack() as stack:
+        # Always a folder of its own: whoever is orphaned removes it.
+        sockets = private_folder(settings)
+        stack.callback(shutil.rmtree, sockets, ignore_errors=True)
+        view = stack.enter_context(LiveView(console))
         code = LocalRun(run_dir, sockets, store.absolute(), augmenters, resume, debug).run(stop, view)
     if settings.trace:
         merge(events, run_dir / rundir.TRACE)

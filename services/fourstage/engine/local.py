@@ -88,10 +88,10 @@ class LocalRun:
 
     def _restart_trainer(self, code: int, stop: StopFlag) -> bool:
         """Start a killed trainer again; one that has ended by itself stays ended."""
-        if code in (0, 130) or stop:
-            return False
-        if code > 0:
+        if code > 0 and code != 130:
             raise FourstageError(self._processes.last_words(_TRAINER, code))
+        if code >= 0 or stop:
+            return False
         self._processes.restart(_TRAINER, code, self._trainer(resume=True))
         return True
 

@@ -11,6 +11,7 @@ import secrets
 import threading
 import time
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -104,6 +105,7 @@ class Feed:
         """By worker and stream."""
         self._known: dict[Peer, Hello] = {}
         self._told: dict[bytes, tuple[int, tuple[int, ...]]] = {}
+        self._early: list[tuple[Peer, Message | PeerError, list[Payload]]] = []
         self._next_beat = 0.0
         self._stopping = False
         self._failure: BaseException | None = None
@@ -179,8 +181,8 @@ class Feed:
                 hint="start one with fourstage loader, or correct loader.address",
             )
         dirty = set()
-        while (received := self._socket.receive()) is not None:
-            peer, arrival, payload = received
+        early, self._early = self._early, []
+        for peer, arrival, payload in chain(early, iter(self._socket.receive, None)):
             if (touched := self._on_augmenter(peer, arrival, payload, now)) is not None:
                 dirty.add(touched)
         for uuid, inbox in self._inboxes.items():
@@ -273,6 +275,10 @@ class Feed:
         if inbox is None:
             gone = Holds(stream=message.stream, session=message.session, seen=message.number, seqs=())
             self._socket.send(peer, gone)
+            return None
+        if inbox.info is None:
+            # It overtook the loader's OPENED, which comes on another connection.
+            self._early.append((peer, message, payload))
             return None
         source = self._sources.setdefault(key, _Source(hello.name))
         source.peer = peer
