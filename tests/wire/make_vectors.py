@@ -1,0 +1,196 @@
+"""The golden values of the protocol. ``python -m tests.wire.make_vectors`` writes proto/vectors.json anew."""
+
+import hashlib
+import json
+from dataclasses import asdict, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fourstage import philox
+from fourstage.augmenter.decode import make_decoder
+from fourstage.augmenter.draws import crop_positions, draw, normal_quantiles
+from fourstage.augmenter.transform import identity
+from fourstage.order import BatchPlan, permutation
+from fourstage.views import View
+from fourstage.wire.codec import encode
+from fourstage.wire.messages import (
+    Batch,
+    Beat,
+    Bye,
+    Close,
+    Failed,
+    Gone,
+    Hello,
+    Holds,
+    Lease,
+    Message,
+    Open,
+    Opened,
+    Progress,
+    Refused,
+    Samples,
+    Stages,
+    Stream,
+    Usage,
+    Welcome,
+    Who,
+)
+
+PATH = Path(__file__).parents[2] / "proto" / "vectors.json"
+STREAM, PEER, DIGEST = bytes(range(16)), bytes(range(16, 32)), bytes(range(32, 48))
+VIEW = View("random", 224, "paper", 0.1)
+VIEW_2012 = View("random", 224, "code-2012", 0.1)
+USAGE = Usage(batches=3, busy=1.5, wait_upstream=0.25, wait_downstream=0.0)
+COLOURS = np.array([[96.0, -32.0, 8.0], [64.0, 16.0, -24.0], [80.0, 24.0, 16.0]])
+
+MESSAGES: list[Message] = [
+    Hello(protocol=1, role="augmenter", peer=PEER, session=1, name="augmenter-0", build="0.1.0", identity=DIGEST),
+    Welcome(peer=PEER, session=1, build="0.1.0", side="/run/loader", heartbeat_seconds=0.5, silence_seconds=5.0),
+    Refused(reason="protocol 2; this side speaks 1"),
+    Who(),
+    Bye(),
+    Open(
+        stream=STREAM, split="train", view=VIEW, batch_size=128, remainder="keep", shuffle=True, seed=2012, rank=0,
+        world=1, start=10, epochs=90, end=0, window=0, fingerprint="f00d", identity=b"", transport="arena",
+        receiver="tcp://trainer:5556", side="/run/trainer",
+    ),
+    Progress(stream=STREAM, consumed=10, arrived=(11, 13)),
+    Close(stream=STREAM),
+    Opened(
+        stream=STREAM, samples=1000, batches_per_epoch=8, end=720, largest_rows=128, size=256, fingerprint="f00d",
+        classes=("cat", "dog"), splits=("train", "val"),
+    ),
+    Failed(stream=STREAM, seq=12, row=7, reason="Premature end of JPEG file"),
+    Stages(
+        load=USAGE, transform=USAGE, augmenters=2, leased=4, loaded=2, window=10, redispatched=0,
+        waiting="no augmenter is connected",
+    ),
+    Stream(
+        stream=STREAM, split="train", view=VIEW, size=256, seed=2012, largest_rows=128,
+        colours=tuple(COLOURS.reshape(-1).tolist()), transport="arena", slots=64, slot_bytes=4096,
+        receiver="tcp://trainer:5556", side="/run/trainer",
+    ),
+    Lease(
+        stream=STREAM, seq=12, session=1, number=5, head=True, epoch=1, first=512, rows=2, slot=3,
+        sizes=np.array([24_000, 23_000], "<u4").tobytes(),
+    ),
+    Gone(stream=STREAM),
+    Samples(
+        indices=np.array([7, 993], "<i8").tobytes(), labels=np.array([0, 1], "<i4").tobytes(), keys=("cat/7", "dog/ñ"),
+    ),
+    Beat(seen=5, held=((STREAM, 12), (STREAM, 14)), slots=((STREAM, 1, 3),), usage=USAGE),
+    Batch(stream=STREAM, seq=12, session=1, number=4, slot=0, rows=2, identity=DIGEST),
+    Holds(stream=STREAM, session=1, seen=4, seqs=(12,)),
+]  # fmt: skip
+
+GOOD = [frame.hex() for frame in encode(Close(stream=STREAM))]
+MALFORMED: list[tuple[str, list[str]]] = [
+    ("frames", [GOOD[0]]),
+    ("frames", GOOD * 3),
+    ("header", ["345301", GOOD[1]]),
+    ("header", ["48545450", GOOD[1]]),
+    ("protocol 2", ["34530212", GOOD[1]]),
+    ("type 255", ["345301ff", GOOD[1]]),
+    ("msgpack", [GOOD[0], ""]),
+    ("msgpack", [GOOD[0], GOOD[1] + "00"]),
+    ("map", [GOOD[0], "93010203"]),
+    ("map", [GOOD[0], "8101c0"]),
+    ("stream", [GOOD[0], "80"]),
+    ("stream", [GOOD[0], "81a673747265616dc40102"]),
+    ("extra", [GOOD[0], "82" + GOOD[1][2:] + "a56578747261c0"]),
+]
+"""What the fault names, and the frames."""
+
+
+def vectors() -> dict[str, Any]:
+    """The whole file."""
+    return {
+        "messages": [
+            {"type": type(message).__name__, "fields": plain(message), "frames": [f.hex() for f in encode(message)]}
+            for message in MESSAGES
+        ],
+        "malformed": [{"fault": fault, "frames": frames} for fault, frames in MALFORMED],
+        "philox": [
+            {"seed": seed, "epoch": epoch, "domain": domain, "first_block": first, "words": hexadecimal(words)}
+            for seed, epoch, domain, first in ((0, 0, 0, 0), (2012, 3, 0, 5), (2**63 - 1, 90, 1, 2**40))
+            for words in [philox.words(seed, epoch, domain, first, 2)]
+        ],
+        "order": [
+            {"seed": seed, "epoch": epoch, "samples": samples, "indices": permutation(seed, epoch, samples).tolist()}
+            for seed, epoch, samples in ((0, 0, 1), (7, 0, 10), (7, 1, 10))
+        ]
+        + [
+            {
+                "seed": 2012, "epoch": 1, "samples": 1_281_167,
+                "blake2b_128_of_int64": digest(permutation(2012, 1, 1_281_167).astype("<i8").tobytes()),
+            }
+        ],
+        "places": [
+            {
+                "samples": samples, "batch_size": size, "remainder": remainder, "rank": rank, "world": world,
+                "seq": seq,
+                "place": asdict(BatchPlan(samples, size, remainder, rank, world).place(seq)),
+            }
+            for samples, size, remainder, rank, world, seq in (
+                (10, 4, "keep", 0, 1, 2), (10, 4, "drop", 0, 1, 2), (10, 4, "keep", 2, 3, 2),
+                (1_281_167, 128, "keep", 1, 2, 10_009),
+            )
+        ],
+        "normal_quantiles_over_2_to_20": (normal_quantiles() * 2.0**20).astype(np.int64).tolist(),
+        "draws": [
+            {
+                "view": plain(view), "size": 256, "seed": 2012, "epoch": 3, "first": 5, "colours": COLOURS.tolist(),
+                "positions": crop_positions(256, view.crop, view.preset), "offsets": made.offsets.tolist(),
+                "reflections": made.reflections.tolist(),
+                "shifts_float32": [[float(x) for x in shift] for shift in made.shifts],
+            }
+            for view in (VIEW, VIEW_2012, View("random", 224), View("centre", 224), View("full", 256))
+            for made in [draw(view, size=256, seed=2012, epoch=3, first=5, rows=4, colours=COLOURS)]
+        ],
+        "identity": {
+            "golden_sha256": hashlib.sha256(golden()).hexdigest(),
+            "golden_jpeg": golden().hex(),
+            "identity": identity(make_decoder("simplejpeg")).hex(),
+        },
+    }  # fmt: skip
+
+
+def golden() -> bytes:
+    """The golden image's bytes."""
+    return (resources.files("fourstage.augmenter") / "golden.jpg").read_bytes()
+
+
+def plain(value: Any) -> Any:
+    """JSON of a message: bytes as hexadecimal text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, bytes):
+        return value.hex()
+    return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def hexadecimal(words: Any) -> list[list[str]]:
+    return [[f"{word:016x}" for word in block] for block in words.tolist()]
+
+
+def digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def text() -> str:
+    """The file, one entry a line where it is long."""
+    parts = [f" {json.dumps(name)}: {_lines(value)}" for name, value in vectors().items()]
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _lines(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return "[\n" + ",\n".join("  " + json.dumps(entry) for entry in value) + "\n ]"
+    return json.dumps(value)
+
+
+if __name__ == "__main__":
+    PATH.write_text(text(), "utf-8")
