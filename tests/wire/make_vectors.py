@@ -13,7 +13,7 @@ from fourstage import philox
 from fourstage.augmenter.decode import make_decoder
 from fourstage.augmenter.draws import crop_positions, draw, normal_quantiles
 from fourstage.augmenter.transform import identity
-from fourstage.order import BatchPlan, permutation
+from fourstage.order import BatchPlan, Remainder, permutation
 from fourstage.views import View
 from fourstage.wire.codec import encode
 from fourstage.wire.messages import (
@@ -45,6 +45,14 @@ VIEW = View("random", 224, "paper", 0.1)
 VIEW_2012 = View("random", 224, "code-2012", 0.1)
 USAGE = Usage(batches=3, busy=1.5, wait_upstream=0.25, wait_downstream=0.0)
 COLOURS = np.array([[96.0, -32.0, 8.0], [64.0, 16.0, -24.0], [80.0, 24.0, 16.0]])
+
+PLACES: list[tuple[int, int, Remainder, int, int, int]] = [
+    (10, 4, "keep", 0, 1, 2),
+    (10, 4, "drop", 0, 1, 2),
+    (10, 4, "keep", 2, 3, 2),
+    (1_281_167, 128, "keep", 1, 2, 10_009),
+]
+"""Samples, batch size, remainder, rank, world, sequence number."""
 
 MESSAGES: list[Message] = [
     Hello(protocol=1, role="augmenter", peer=PEER, session=1, name="augmenter-0", build="0.1.0", identity=DIGEST),
@@ -134,10 +142,7 @@ def vectors() -> dict[str, Any]:
                 "seq": seq,
                 "place": asdict(BatchPlan(samples, size, remainder, rank, world).place(seq)),
             }
-            for samples, size, remainder, rank, world, seq in (
-                (10, 4, "keep", 0, 1, 2), (10, 4, "drop", 0, 1, 2), (10, 4, "keep", 2, 3, 2),
-                (1_281_167, 128, "keep", 1, 2, 10_009),
-            )
+            for samples, size, remainder, rank, world, seq in PLACES
         ],
         "normal_quantiles_over_2_to_20": (normal_quantiles() * 2.0**20).astype(np.int64).tolist(),
         "draws": [
