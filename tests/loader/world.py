@@ -67,6 +67,8 @@ class Worker:
     alive: bool = True
     frozen: bool = False
     connected: bool = True
+    full: bool = False
+    """Nothing more can be sent to it now."""
     session: int = 1
     seen: int = 0
     shares: dict[bytes, Share] = field(default_factory=dict)
@@ -183,7 +185,7 @@ class World:
                 *(seq for seq, number in share.finished.items() if number == 0 or number > share.acknowledged),
             )
         ]
-        slots = [(stream, share.free, max(1, share.slots - 1)) for stream, share in worker.shares.items()]
+        slots = [(stream, share.free, share.slots) for stream, share in worker.shares.items()]
         worker.to_loader.append(Told(worker.session, worker.seen, tuple(held), tuple(slots)))
 
     def hear_worker(self, worker: Worker) -> None:
@@ -203,8 +205,8 @@ class World:
         else:
             self.leases.beat(worker.name, seen=told.seen, held=told.held, slots=told.slots, now=self.now)
 
-    def hear_loader(self, worker: Worker) -> None:
-        """A worker reads one message of the loader."""
+    def hear_loader(self, worker: Worker, *, refused: bool = False) -> None:
+        """A worker reads one message of the loader. refused: it cannot serve the lease and drops it."""
         if not worker.alive or worker.frozen or not worker.from_loader:
             return
         lease = worker.from_loader.popleft()
@@ -215,7 +217,7 @@ class World:
             return
         worker.seen = max(worker.seen, lease.number)
         share = worker.shares.get(lease.stream)
-        if share is None or share.free < 1 or lease.seq in (*share.leased, *share.finished):
+        if refused or share is None or share.free < 1 or lease.seq in (*share.leased, *share.finished):
             return
         share.leased.insert(0 if lease.head else len(share.leased), lease.seq)
 
@@ -237,7 +239,7 @@ class World:
             assert grant.seq in self.loaded[grant.stream], "a batch was given away that has no JPEG slot"
             assert grant.seq not in self.known[grant.stream], "a batch that has arrived was given again"
             self._assert_few_holders(grant.stream, grant.seq)
-            if not worker.connected:
+            if worker.full or not worker.connected:
                 self.leases.revoke(grant)
                 break
             session = self.sessions[worker.name]
@@ -313,11 +315,11 @@ class World:
             if self.sessions.pop(worker.name, None) is not None:
                 self.leases.leave(worker.name, died=True)
 
-    def fault_freeze(self, worker: Worker) -> None:
-        worker.frozen = True
+    def fault_freeze(self, worker: Worker, *, frozen: bool) -> None:
+        worker.frozen = frozen
 
-    def thaw(self, worker: Worker) -> None:
-        worker.frozen = False
+    def fault_fill(self, worker: Worker, *, full: bool) -> None:
+        worker.full = full
 
     def fault_lose_loader(self, worker: Worker, *, noticed: bool) -> None:
         """The connection to the loader breaks with all that is in it. Where the worker does not notice, it says
@@ -384,10 +386,11 @@ class World:
         self.tick(HEARTBEAT)
 
     def settle(self) -> None:
-        """No more faults, and one worker at least: every stream must come to its end, each batch used once."""
+        """No more faults, and one worker at least that is not frozen: every stream must come to its end, each batch
+        used once."""
         for worker in self.workers.values():
-            self.thaw(worker)
-        if not any(worker.alive and worker.identity == IDENTITY for worker in self.workers.values()):
+            worker.full = False
+        if not any(w.alive and not w.frozen and w.identity == IDENTITY for w in self.workers.values()):
             self.hire(slots=2)
         left = sum(trainer.end - trainer.consumed for trainer in self.trainers.values())
         for _ in range(40 + 6 * left):

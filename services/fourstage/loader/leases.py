@@ -240,7 +240,7 @@ class Leases:
         if batch := self._batch(grant.stream, grant.seq):
             batch.holders.pop(grant.worker, None)
             batch.leases -= 1
-            self._streams[grant.stream].redispatched -= batch.leases > 0
+            self._streams[grant.stream].redispatched -= grant.again
         if worker := self._workers.get(grant.worker):
             worker.unseen = [(number, stream) for number, stream in worker.unseen if number != grant.number]
             worker.free.clear()

@@ -1,0 +1,76 @@
+"""The examples of the documentation do what they say."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fourstage.store.prepare import prepare
+from tests.pipeline.harness import CROP, SIZE, write_photographs
+
+EXAMPLE = Path(__file__).parent.parent / "docs" / "examples" / "train_your_own.py"
+EPOCHS, BATCHES = 2, 5
+
+
+def command(store: Path, checkpoint: Path, *launcher: str) -> list[str]:
+    """The example with small batches; it says a line for each."""
+    options = {"checkpoint": checkpoint, "epochs": EPOCHS, "batch-size": 8, "crop": CROP, "workers": 1, "save-every": 1}
+    return [
+        sys.executable,
+        *launcher,
+        str(EXAMPLE),
+        str(store),
+        *(part for name, value in options.items() for part in (f"--{name}", str(value))),
+    ]
+
+
+def said(output: str) -> list[tuple[int, int]]:
+    """Epoch and batch of every line."""
+    return [(int(epoch), int(batch)) for epoch, batch in re.findall(r"^epoch (\d+) batch (\d+) loss", output, re.M)]
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    # So slow that the first process is killed long before its end.
+    monkeypatch.setenv("FOURSTAGE_AUGMENTER__BATCH_SECONDS", "0.1")
+    write_photographs(tmp_path, "train", 15)
+    prepare(tmp_path / "train", tmp_path / "store", size=SIZE, workers=1)
+    return tmp_path / "store"
+
+
+def test_training_your_own_goes_on_after_a_kill_and_is_the_same_on_two_processes(store: Path, tmp_path: Path) -> None:
+    alone, both = tmp_path / "alone.pt", tmp_path / "both.pt"
+    steps = [divmod(step, BATCHES) for step in range(1, EPOCHS * BATCHES + 1)]
+
+    first = subprocess.Popen(command(store, alone), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    lines = [first.stdout.readline() for _ in range(3)]
+    first.kill()
+    rest, error = first.communicate()
+    before = said("".join(lines) + rest)
+    assert before == steps[: len(before)], error
+    assert 3 <= len(before) < len(steps) - 1
+
+    again = subprocess.run(command(store, alone), capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    after = said(again.stdout)
+    # The checkpoint of the next step may have been written, and the line not said.
+    assert after in (steps[len(before) :], steps[len(before) + 1 :])
+
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    environment = {name: value for name, value in os.environ.items() if name != "RANK"}
+    spread = subprocess.run(
+        command(store, both, *launcher), env=environment, capture_output=True, text=True, check=False
+    )
+    assert spread.returncode == 0, spread.stderr
+    assert said(spread.stdout) == steps
+
+    mine, theirs = (torch.load(path, weights_only=True) for path in (alone, both))
+    assert theirs["stream"] == mine["stream"] | {"world": 2}
+    for name, value in mine["model"].items():
+        assert torch.allclose(value, theirs["model"][name], rtol=1e-4, atol=1e-6), name
