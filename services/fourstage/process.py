@@ -65,6 +65,19 @@ class StopFlag:
         threading.Thread(target=watch, name="lifeline", daemon=True).start()
 
 
+def private_folder(configured: str) -> Path:
+    """A new folder that only this user can enter, inside the configured one if there is one; the caller removes it.
+
+    Raises SettingsError where it cannot be made.
+    """
+    try:
+        if configured:
+            Path(configured).mkdir(mode=0o700, parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix="fourstage-", dir=configured or None))
+    except OSError as error:
+        raise SettingsError(f"sockets = {configured!r}: {error.strerror}") from error
+
+
 @contextmanager
 def sockets_folder(configured: str) -> Iterator[Path]:
     """The folder of the Unix sockets: the configured one, or a private one that is removed in the end."""

@@ -84,7 +84,8 @@ class TrainSettings(Section):
     """With ``model.name = "none"``: how long the simulated device takes for a step."""
 
     checkpoint_seconds: Seconds = 600.0
-    """A checkpoint is written this often, and at the end of every epoch, on interruption and at the end."""
+    """A checkpoint is written this often, on interruption, at the end, and at the end of an epoch unless the last one
+    is younger than ten seconds."""
 
     keep_checkpoints: Annotated[int, Field(ge=1, le=10_000)] = 2
     """The newest ones; older are removed."""

@@ -15,7 +15,8 @@ except ModuleNotFoundError as error:
     raise ImportError('BatchStream needs torch: pip install "fourstage[train]"') from error
 
 from fourstage import ranks
-from fourstage.engine.pipeline import Running, Service, share, start
+from fourstage.engine.pipeline import Running, Service, start
+from fourstage.engine.shared import share
 from fourstage.errors import FourstageError, SettingsError
 from fourstage.loop import state as states
 from fourstage.loop.request import EPOCHS, Kind, request, resolve

@@ -11,9 +11,8 @@ from rich.console import Console
 
 from fourstage import rundir
 from fourstage.engine.local import LocalRun
-from fourstage.engine.pipeline import private_folder
 from fourstage.errors import SettingsError
-from fourstage.process import StopFlag
+from fourstage.process import StopFlag, private_folder
 from fourstage.settings import Settings, write_settings
 from fourstage.store import open_store
 from fourstage.telemetry import configure_logging
@@ -45,7 +44,7 @@ def run_in_foreground(
     console = Console(stderr=as_json)
     with ExitStack() as stack:
         # Always a folder of its own: whoever is orphaned removes it.
-        sockets = private_folder(settings)
+        sockets = private_folder(settings.sockets)
         stack.callback(shutil.rmtree, sockets, ignore_errors=True)
         view = stack.enter_context(LiveView(console))
         code = LocalRun(run_dir, sockets, store.absolute(), augmenters, resume, debug).run(stop, view)

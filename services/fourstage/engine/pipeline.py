@@ -1,25 +1,36 @@
-"""Where somebody's own loop gets its batches: a loader and augmenters of its own, another rank's, or running ones.
-
-Own ones live as long as a process that holds them. Only the one that started them watches them and starts them
-again; with torch.distributed that is rank 0, and as the other ranks hold them too, the rank that ends first takes
-nothing away from the rest.
-"""
+"""Where somebody's own loop gets its batches: a loader and augmenters of its own, or running ones."""
 
 import os
 import select
 import shutil
-import tempfile
 import threading
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol
 
-from fourstage import ranks
-from fourstage.engine.processes import ADDRESS, POLL_SECONDS, Processes, hold
-from fourstage.errors import FourstageError, SettingsError
+from fourstage.engine.processes import ADDRESS, POLL_SECONDS, Processes
+from fourstage.errors import FourstageError
+from fourstage.process import private_folder
 from fourstage.settings import Settings, write_settings
 
-_ELSEWHERE = "for ranks on several machines start one and name its loader's address, tcp://HOST:PORT"
+
+class Service(Protocol):
+    """A loader and its augmenters, whoever looks after them."""
+
+    @property
+    def address(self) -> str:
+        """The loader's."""
+
+    @property
+    def folder(self) -> Path:
+        """For the sockets of whoever receives."""
+
+    @property
+    def failure(self) -> FourstageError | None:
+        """Why nothing is started again any more."""
+
+    def close(self) -> None:
+        """Nobody here uses it any more."""
 
 
 class Pipeline:
@@ -32,7 +43,6 @@ class Pipeline:
         shared: other processes hold them too; they are left to end with the last of these
         """
         self.failure: FourstageError | None = None
-        """Why nothing is started again any more."""
         self.folder = folder
         self.address = f"file:{folder / ADDRESS}"
         self._shared = shared
@@ -81,77 +91,20 @@ class Pipeline:
                 return
 
 
-class Share:
-    """Another process's pipeline, held."""
-
-    failure = None
-
-    def __init__(self, folder: Path) -> None:
-        """Raises FourstageError where it is not on this machine."""
-        self.folder = folder
-        self.address = f"file:{folder / ADDRESS}"
-        self._held = hold(folder)
-
-    def close(self) -> None:
-        """Let go."""
-        os.close(self._held)
-
-
 class Running:
     """A service that somebody else looks after; only the folder of sockets is ours."""
 
-    failure = None
+    failure: FourstageError | None = None
 
     def __init__(self, address: str, settings: Settings) -> None:
         self.address = address
-        self.folder = private_folder(settings)
+        self.folder = private_folder(settings.sockets)
 
     def close(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-Service: TypeAlias = Pipeline | Share | Running
-
-
 def start(store: Path, settings: Settings, *, workers: int) -> Pipeline:
     """A service of this process's own."""
-    return Pipeline(store, private_folder(settings), settings, workers=workers, shared=False)
-
-
-def share(store: Path, settings: Settings, *, workers: int) -> "Pipeline | Share":
-    """One service for all ranks of torch.distributed, started by rank 0; a collective call.
-
-    Raises FourstageError on every rank unless all of them run on one machine.
-    """
-    service: Pipeline | Share | None = None
-    failure: FourstageError | None = None
-    rank, _ = ranks.place()
-    folder = Path()
-    if rank == 0:
-        try:
-            folder = private_folder(settings)
-            service = Pipeline(store, folder, settings, workers=workers, shared=True)
-        except FourstageError as error:
-            failure = error
-    folder = Path(ranks.tell(str(folder)))
-    if rank != 0:
-        try:
-            service = Share(folder)
-        except FourstageError as error:
-            failure = SettingsError(f"rank {rank} does not find the service of rank 0: {error}", hint=_ELSEWHERE)
-    if ranks.all_agree(failure is None) and service is not None:
-        return service
-    if service is not None:
-        service.close()
-    raise failure or FourstageError("another rank has no service", hint=_ELSEWHERE)
-
-
-def private_folder(settings: Settings) -> Path:
-    """A new folder for sockets that only this user can enter. Raises SettingsError where it cannot be made."""
-    try:
-        if settings.sockets:
-            Path(settings.sockets).mkdir(mode=0o700, parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix="fourstage-", dir=settings.sockets or None))
-    except OSError as error:
-        raise SettingsError(f"sockets = {settings.sockets!r}: {error.strerror}") from error
+    return Pipeline(store, private_folder(settings.sockets), settings, workers=workers, shared=False)

@@ -29,6 +29,8 @@ from fourstage.wire.messages import Open
 log = logging.getLogger(__name__)
 
 _OPEN_SECONDS = 60.0
+_SHORT_EPOCH_SECONDS = 10.0
+"""Epochs that follow faster than this share a checkpoint: its three waits for the disk would be felt."""
 PINNED = (
     "seed", "batch_size", "remainder", "preset", "augment", "colour_std", "subtract", "train_split", "model", "crop",
 )  # fmt: skip
@@ -198,7 +200,8 @@ class TrainerService:
             self._report.receipt(line, self._inbox.duplicates)
         self._receipt.lines.clear()
         self._report.epoch(self._receipt.epoch - 1, rates, self._validate())
-        self._save(step)
+        if time.monotonic() - self._saved_at > _SHORT_EPOCH_SECONDS:
+            self._save(step)
 
     def _validate(self) -> ErrorRates | None:
         if self._validation is None or self._validation_copy is None:

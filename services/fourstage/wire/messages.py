@@ -26,6 +26,7 @@ Seq = Annotated[int, Field(ge=0, le=2**53)]
 Seqs = Annotated[tuple[Seq, ...], Field(max_length=65_536), FailFast()]
 """Long arrays are refused at their first wrong element: an error for each of a million takes seconds."""
 Count = Annotated[int, Field(ge=0, le=2**53)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Rows = Annotated[int, Field(ge=0, le=65_536)]
 Slot = Annotated[int, Field(ge=-1, le=65_536)]
 """Slot of an arena; -1: the bytes travel with the message."""
@@ -106,11 +107,11 @@ class Open:
     batch_size: Annotated[int, Field(ge=1, le=65_536)]
     remainder: Literal["keep", "drop"]
     shuffle: bool
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)]
+    seed: Seed
     rank: Rows
     world: Annotated[int, Field(ge=1, le=65_536)]
     start: Seq
-    epochs: Annotated[int, Field(ge=1, le=2**40)]
+    epochs: Annotated[int, Field(ge=1, le=2**20)]
     end: Seq
     """First batch that is not wanted; 0: the end of the last epoch."""
     window: Rows
@@ -199,7 +200,7 @@ class Stream:
     split: Text
     view: View
     size: Annotated[int, Field(ge=1, le=65_500)]
-    seed: Count
+    seed: Seed
     largest_rows: Rows
     colours: Annotated[tuple[Real, ...], Field(min_length=9, max_length=9), FailFast()]
     """3x3, row by row: a colour shift is this matrix times the three coefficients."""
