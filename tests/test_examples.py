@@ -1,6 +1,5 @@
 """The examples of the documentation do what they say."""
 
-import os
 import re
 import subprocess
 import sys
@@ -14,6 +13,8 @@ from tests.pipeline.harness import CROP, SIZE, write_photographs
 
 EXAMPLE = Path(__file__).parent.parent / "docs" / "examples" / "train_your_own.py"
 EPOCHS, BATCHES = 2, 5
+STEPS = [divmod(step, BATCHES) for step in range(1, EPOCHS * BATCHES + 1)]
+"""Epoch and batch of each state after a step."""
 
 
 def command(store: Path, checkpoint: Path, *launcher: str) -> list[str]:
@@ -43,33 +44,32 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "store"
 
 
-def test_training_your_own_goes_on_after_a_kill_and_is_the_same_on_two_processes(store: Path, tmp_path: Path) -> None:
-    alone, both = tmp_path / "alone.pt", tmp_path / "both.pt"
-    steps = [divmod(step, BATCHES) for step in range(1, EPOCHS * BATCHES + 1)]
+def run(arguments: list[str]) -> list[tuple[int, int]]:
+    """What the example says when it runs to its end."""
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return said(done.stdout)
 
-    first = subprocess.Popen(command(store, alone), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+def test_training_your_own_goes_on_after_a_kill(store: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "alone.pt"
+    first = subprocess.Popen(command(store, checkpoint), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert first.stdout is not None
     lines = [first.stdout.readline() for _ in range(3)]
     first.kill()
     rest, error = first.communicate()
     before = said("".join(lines) + rest)
-    assert before == steps[: len(before)], error
-    assert 3 <= len(before) < len(steps) - 1
+    assert before == STEPS[: len(before)], error
+    assert 3 <= len(before) < len(STEPS) - 1
+    # The checkpoint of the next step may have been written, and its line not said.
+    assert run(command(store, checkpoint)) in (STEPS[len(before) :], STEPS[len(before) + 1 :])
 
-    again = subprocess.run(command(store, alone), capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    after = said(again.stdout)
-    # The checkpoint of the next step may have been written, and the line not said.
-    assert after in (steps[len(before) :], steps[len(before) + 1 :])
 
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    environment = {name: value for name, value in os.environ.items() if name != "RANK"}
-    spread = subprocess.run(
-        command(store, both, *launcher), env=environment, capture_output=True, text=True, check=False
-    )
-    assert spread.returncode == 0, spread.stderr
-    assert said(spread.stdout) == steps
-
+@pytest.mark.slow
+def test_training_your_own_on_two_processes_is_the_same(store: Path, tmp_path: Path) -> None:
+    alone, both = tmp_path / "alone.pt", tmp_path / "both.pt"
+    assert run(command(store, alone)) == STEPS
+    assert run(command(store, both, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")) == STEPS
     mine, theirs = (torch.load(path, weights_only=True) for path in (alone, both))
     assert theirs["stream"] == mine["stream"] | {"world": 2}
     for name, value in mine["model"].items():

@@ -350,6 +350,8 @@ def test_importing_fourstage_is_light_and_a_missing_torch_is_named() -> None:
     script = """
 import sys, fourstage
 assert not {"torch", "zmq", "numpy", "pydantic"} & set(sys.modules), sorted(sys.modules)
+import fourstage.cli
+assert "torch" not in sys.modules, "loader and augmenters start without torch"
 assert {"BatchStream", "open_store"} <= set(fourstage.__all__)
 sys.modules["torch"] = None
 try:

@@ -165,9 +165,7 @@ def test_the_end_of_a_process_leaves_nothing(store: Path, traces: Path, way: str
 # Failures
 
 
-def test_a_loader_that_cannot_serve_is_given_up_with_its_words(store: Path, traces: Path) -> None:
-    with pytest.raises(FourstageError, match=r"loader\.memory = 1024 is too small for one batch"):
-        make(store, workers=1, settings={"loader.memory": 1024})
+def test_processes_that_cannot_start_are_given_up_with_their_words(store: Path, traces: Path) -> None:
     with pytest.raises(FourstageError, match=r"metrics\.port = 0 on 192\.0\.2\.1"):
         make(store, workers=1, settings={"metrics.host": "192.0.2.1"})
     assert children() == []

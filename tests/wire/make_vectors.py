@@ -2,20 +2,25 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
+from numpy.typing import NDArray
 
 from fourstage import philox
 from fourstage.augmenter.decode import make_decoder
 from fourstage.augmenter.draws import crop_positions, draw, normal_quantiles
-from fourstage.augmenter.transform import identity
-from fourstage.order import BatchPlan, Remainder, permutation
+from fourstage.augmenter.transform import identity, transform
+from fourstage.order import BatchPlan, Place, Remainder, permutation
+from fourstage.trainer.inbox import FeedBatch
+from fourstage.trainer.receipt import Receipt, batch_digest, pixel_digests
 from fourstage.views import View
-from fourstage.wire.codec import encode
+from fourstage.wire.codec import encode, encode_body
 from fourstage.wire.messages import (
     Batch,
     Beat,
@@ -46,10 +51,31 @@ VIEW_2012 = View("random", 224, "code-2012", 0.1)
 USAGE = Usage(batches=3, busy=1.5, wait_upstream=0.25, wait_downstream=0.0)
 COLOURS = np.array([[96.0, -32.0, 8.0], [64.0, 16.0, -24.0], [80.0, 24.0, 16.0]])
 
+IDENTITY_VIEWS = (
+    View("random", 48, "paper", 0.1),
+    View("random", 48, "code-2012", 0.1),
+    View("centre", 48),
+    View("full", 64),
+)
+
+PHILOX: list[tuple[tuple[int, int], tuple[int, int, int, int]]] = [
+    ((0, 0), (0, 0, 0, 0)),
+    ((2**64 - 1,) * 2, (2**64 - 1,) * 4),
+    (
+        (0x452821E638D01377, 0xBE5466CF34E90C6C),
+        (0x243F6A8885A308D3, 0x13198A2E03707344, 0xA4093822299F31D0, 0x082EFA98EC4E6C89),
+    ),
+]
+"""Keys and counters of Random123's published known answers (kat_vectors)."""
+
 PLACES: list[tuple[int, int, Remainder, int, int, int]] = [
     (10, 4, "keep", 0, 1, 2),
     (10, 4, "drop", 0, 1, 2),
     (10, 4, "keep", 2, 3, 2),
+    (10, 4, "keep", 0, 3, 2),
+    (10, 4, "keep", 1, 3, 7),
+    (10, 4, "drop", 1, 2, 3),
+    (3, 8, "keep", 4, 5, 1),
     (1_281_167, 128, "keep", 1, 2, 10_009),
 ]
 """Samples, batch size, remainder, rank, world, sequence number."""
@@ -94,6 +120,13 @@ MESSAGES: list[Message] = [
     Holds(stream=STREAM, session=1, seen=4, seqs=(12,)),
 ]  # fmt: skip
 
+
+def _welcome(**wrong: object) -> list[str]:
+    """A WELCOME with one wrong field."""
+    header, body = encode(MESSAGES[1])
+    return [header.hex(), msgpack.packb(msgpack.unpackb(body) | wrong).hex()]
+
+
 GOOD = [frame.hex() for frame in encode(Close(stream=STREAM))]
 MALFORMED: list[tuple[str, list[str]]] = [
     ("frames", [GOOD[0]]),
@@ -109,6 +142,21 @@ MALFORMED: list[tuple[str, list[str]]] = [
     ("stream", [GOOD[0], "80"]),
     ("stream", [GOOD[0], "81a673747265616dc40102"]),
     ("extra", [GOOD[0], "82" + GOOD[1][2:] + "a56578747261c0"]),
+    ("msgpack", [GOOD[0], "91" * 2000 + "c0"]),
+    ("msgpack", [GOOD[0], "81a673747265616dddffffffff"]),
+    ("msgpack", [GOOD[0], "81a673747265616dd40100"]),
+    ("msgpack", [GOOD[0], "81a673747265616da1ff"]),
+    ("stream", [GOOD[0], "81a673747265616d" + msgpack.packb(STREAM.hex()).hex()]),
+    ("stream", [GOOD[0], "81a673747265616d" + msgpack.packb(STREAM + b"x").hex()]),
+    ("stream", [GOOD[0], "81a673747265616d" + msgpack.packb([STREAM]).hex()]),
+    ("heartbeat_seconds", _welcome(heartbeat_seconds=float("nan"))),
+    ("heartbeat_seconds", _welcome(heartbeat_seconds=-1.0)),
+    ("silence_seconds", _welcome(silence_seconds=True)),
+    ("session", _welcome(session=2**53 + 1)),
+    ("session", _welcome(session=1.0)),
+    ("session", _welcome(session=-1)),
+    ("side", _welcome(side=b"/run/loader")),
+    ("side", _welcome(side="x" * 1025)),
 ]
 """What the fault names, and the frames."""
 
@@ -121,10 +169,19 @@ def vectors() -> dict[str, Any]:
             for message in MESSAGES
         ],
         "malformed": [{"fault": fault, "frames": frames} for fault, frames in MALFORMED],
-        "philox": [
-            {"seed": seed, "epoch": epoch, "domain": domain, "first_block": first, "words": hexadecimal(words)}
+        "side": [
+            {"peer": PEER.hex(), "stream": stream.hex(), "slots": slots, "slot_bytes": size, "packet": packet.hex()}
+            for stream, slots, size in ((b"", 0, 0), (STREAM, 3, 19_267_584))
+            for packet in [msgpack.packb((PEER, stream, slots, size))]
+        ],
+        "philox4x64_10": [
+            {"key": _hex64(key), "counter": _hex64(counter), "words": _hex64(philox_words(key, counter))}
+            for key, counter in PHILOX
+        ],
+        "words": [
+            {"seed": seed, "epoch": epoch, "domain": domain, "block": block, "words": _hex64(words.tolist())}
             for seed, epoch, domain, first in ((0, 0, 0, 0), (2012, 3, 0, 5), (2**63 - 1, 90, 1, 2**40))
-            for words in [philox.words(seed, epoch, domain, first, 2)]
+            for block, words in enumerate(philox.words(seed, epoch, domain, first, 2), first)
         ],
         "order": [
             {"seed": seed, "epoch": epoch, "samples": samples, "indices": permutation(seed, epoch, samples).tolist()}
@@ -151,6 +208,11 @@ def vectors() -> dict[str, Any]:
                 "positions": crop_positions(256, view.crop, view.preset), "offsets": made.offsets.tolist(),
                 "reflections": made.reflections.tolist(),
                 "shifts_float32": [[float(x) for x in shift] for shift in made.shifts],
+                "packed": (
+                    made.offsets.astype("<i4").tobytes()
+                    + made.reflections.astype(np.uint8).tobytes()
+                    + made.shifts.astype("<f4").tobytes()
+                ).hex(),
             }
             for view in (VIEW, VIEW_2012, View("random", 224), View("centre", 224), View("full", 256))
             for made in [draw(view, size=256, seed=2012, epoch=3, first=5, rows=4, colours=COLOURS)]
@@ -158,14 +220,72 @@ def vectors() -> dict[str, Any]:
         "identity": {
             "golden_sha256": hashlib.sha256(golden()).hexdigest(),
             "golden_jpeg": golden().hex(),
+            "decoded_blake2b_128": digest(decoded().tobytes()),
+            "pixels_blake2b_128": [digest(pixels(view).tobytes()) for view in IDENTITY_VIEWS],
             "identity": identity(make_decoder("simplejpeg")).hex(),
         },
+        "receipt": receipt(),
     }  # fmt: skip
 
 
 def golden() -> bytes:
     """The golden image's bytes."""
     return (resources.files("fourstage.augmenter") / "golden.jpg").read_bytes()
+
+
+def decoded() -> NDArray[np.uint8]:
+    """The golden image's pixels."""
+    image = np.empty((64, 64, 3), np.uint8)
+    make_decoder("simplejpeg")(memoryview(golden()), image)
+    return image
+
+
+def pixels(view: View) -> NDArray[np.uint8]:
+    """The eight crops of the golden image that are part of the identity."""
+    draws = draw(view, size=64, seed=2012, epoch=3, first=5, rows=8, colours=COLOURS)
+    out = np.empty((8, view.crop, view.crop, 3), np.uint8)
+    scratch = np.empty((64, 64, 3), np.uint8)
+    transform([memoryview(golden())] * 8, draws, make_decoder("simplejpeg"), scratch=scratch, out=out)
+    return out
+
+
+def philox_words(key: tuple[int, ...], counter: tuple[int, ...]) -> list[int]:
+    """Philox4x64-10 of one counter; NumPy's generator adds one to its counter before each block."""
+    before = (sum(word << 64 * place for place, word in enumerate(counter)) - 1) % 2**256
+    parts = np.array([before >> 64 * place & (2**64 - 1) for place in range(4)], np.uint64)
+    words: list[int] = np.random.Philox(key=np.array(key, np.uint64), counter=parts).random_raw(4).tolist()
+    return words
+
+
+def receipt() -> list[dict[str, Any]]:
+    """A stream of two batches, the second one smaller, and the chains over them."""
+    chains = {"keys": Receipt("keys"), "pixels": Receipt("pixels")}
+    entries = []
+    for seq, rows in ((0, 3), (1, 2)):
+        place = Place(epoch=0, first=3 * seq, rows=rows)
+        made = draw(VIEW, size=256, seed=2012, epoch=0, first=place.first, rows=rows, colours=COLOURS)
+        batch = FeedBatch(
+            seq=seq, place=place, keys=tuple(f"dog/ñ{row}" for row in range(rows)),
+            indices=np.arange(rows, dtype=np.int64) + 7, labels=np.arange(rows, dtype=np.int32),
+            offsets=made.offsets, reflections=made.reflections, shifts=made.shifts,
+            pixels=np.arange(rows * 12, dtype=np.uint8).reshape(rows, 2, 2, 3), identity=DIGEST, source=PEER,
+            arrived_at=0.0, _release=lambda _: None,
+        )  # fmt: skip
+        images = pixel_digests(batch.pixels)
+        digests = {"keys": batch_digest(batch, b""), "pixels": batch_digest(batch, images)}
+        for covers, chain in chains.items():
+            chain.add(batch, digests[covers], last_of_epoch=seq == 1)
+        samples = Samples(batch.indices.tobytes(), batch.labels.tobytes(), batch.keys)
+        entries.append(
+            {
+                "seq": seq, "samples": encode_body(samples).hex(), "offsets": made.offsets.tolist(),
+                "reflections": made.reflections.tolist(), "shifts_float32": made.shifts.tolist(),
+                "pixels": batch.pixels.tobytes().hex(), "xxh3_128_of_images": images.hex(),
+                "batch_digest": {covers: value.hex() for covers, value in digests.items()},
+                "chain": {covers: chain.digest.hex() for covers, chain in chains.items()},
+            }
+        )  # fmt: skip
+    return entries
 
 
 def plain(value: Any) -> Any:
@@ -177,8 +297,8 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def hexadecimal(words: Any) -> list[list[str]]:
-    return [[f"{word:016x}" for word in block] for block in words.tolist()]
+def _hex64(words: Sequence[int]) -> list[str]:
+    return [f"{word:016x}" for word in words]
 
 
 def digest(data: bytes) -> str:

@@ -164,6 +164,19 @@ def test_wrong_packets_are_faults_and_their_descriptors_are_closed(data: bytes) 
     right.close()
 
 
+def test_more_than_one_descriptor_is_a_fault_and_none_stays_open() -> None:
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    descriptor = unsealed()
+    before = descriptors()
+    socket.send_fds(left, [msgpack.packb([PEER, STREAM, 2, PAGE])], [descriptor] * 3)
+    with pytest.raises(PeerError, match="one descriptor"):
+        side.receive(right)
+    assert descriptors() == before
+    os.close(descriptor)
+    left.close()
+    right.close()
+
+
 def test_a_hang_up_is_told_from_silence(tmp_path: Path) -> None:
     listener = side.listen(tmp_path / "socket")
     connection = side.connect(str(tmp_path / "socket"), 5.0)
