@@ -1,21 +1,13 @@
-"""An augmenter in another language has proto/README.md and proto/vectors.json alone; so has ``tests.wire.reference``."""
+"""An augmenter in another language has proto/README.md and vectors.json alone, and so has ``tests.wire.reference``."""
 
 import hashlib
 import struct
-import subprocess
-import sys
-from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 import pytest
 
-from tests.pipeline.harness import eventually, services
-from tests.streams import BATCHES, Expected, assert_same, make
-from tests.wire.foreign import identity
 from tests.wire.reference import VECTORS, blake, block, draw, numbers, order, philox, place
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("entry", VECTORS["philox4x64_10"], ids=["zeros", "ones", "pi"])
@@ -80,23 +72,3 @@ def test_the_chain_of_a_receipt() -> None:
 def test_the_golden_image_is_in_the_file_itself() -> None:
     golden = VECTORS["identity"]
     assert hashlib.sha256(bytes.fromhex(golden["golden_jpeg"])).hexdigest() == golden["golden_sha256"]
-
-
-def test_its_pixels_have_the_golden_identity() -> None:
-    assert identity().hex() == VECTORS["identity"]["identity"]
-
-
-def test_an_augmenter_that_knows_only_the_specification_serves_a_stream(store: Path, tmp_path: Path) -> None:
-    with services(store, tmp_path, augmenters=0) as running:
-        eventually((tmp_path / "loader.address").exists, "the loader's address")
-        foreign = subprocess.Popen([sys.executable, "-m", "tests.wire.foreign", running.address], cwd=ROOT)
-        try:
-            with make(running.address, settings={"sockets": str(tmp_path)}) as stream:
-                received = [list(stream), list(stream)]
-        finally:
-            foreign.kill()
-            foreign.wait()
-    expected = Expected.of(store)
-    for epoch, batches in enumerate(received):
-        assert len(batches) == BATCHES
-        assert_same(batches, expected.epoch(epoch))

@@ -95,7 +95,7 @@ class Outbox:
     def held(self) -> list[tuple[bytes, int]]:
         """Leases that this worker answers for: waiting, in work, or finished and not acknowledged."""
         waiting = [work.lease.seq for work in self.leased]
-        unheard = [seq for seq, finished in self._finished.items() if finished.number > self._acknowledged]
+        unheard = [seq for seq, done in self._finished.items() if not 0 < done.number <= self._acknowledged]
         return [(self.spec.stream, seq) for seq in (*waiting, *unheard)]
 
     def accept(self, lease: Lease, samples: Payload, jpeg: memoryview, now: float) -> bool:
@@ -152,7 +152,8 @@ class Outbox:
                 self._welcomed = False
             elif isinstance(message, Refused):
                 log.warning("the trainer refused this worker: %s", message.reason)
-        unheard = self._acknowledged < self._sent and now - self._settled_at > _RESEND_SECONDS
+        untold = any(finished.number == 0 for finished in self._finished.values())
+        unheard = (untold or self._acknowledged < self._sent) and now - self._settled_at > _RESEND_SECONDS
         if (not self._welcomed or unheard) and now - self._greeted_at > _RESEND_SECONDS / 4:
             self._greet(now)
         return freed

@@ -86,8 +86,9 @@ class LoaderLink:
         return received
 
     def send(self, message: Message) -> bool:
-        """Queue a message; False while the loader is away."""
-        return self._socket is not None and self.welcome is not None and self._socket.send(message)
+        """Queue a message; False while the loader is away, or has not answered this session's HELLO."""
+        known = self.welcome is not None and self.welcome.session == self.session
+        return self._socket is not None and known and self._socket.send(message)
 
     def close(self) -> None:
         """Say goodbye and hang up."""
