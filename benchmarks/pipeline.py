@@ -65,7 +65,7 @@ def pipeline_rate(store: Path, augmenters: int, images: int, transport: str) -> 
             check=True, capture_output=True, text=True,
         )  # fmt: skip
     summary = json.loads(done.stdout)
-    busy = {name: stage["busy_seconds"] / summary["seconds"] for name, stage in summary["stages"].items()}
+    busy = {f"{name}_busy": stage["busy_seconds"] / summary["seconds"] for name, stage in summary["stages"].items()}
     return float(summary["images_per_second"]), busy
 
 
@@ -86,21 +86,19 @@ def main() -> None:
             photographs, store = Path(folder) / "photographs", Path(folder) / "store"
             write_photographs(photographs, seed=0, train_per_class=100, validation_per_class=0)
             prepare(photographs / "train", store)
-        rounds = []
+        figures: list[dict[str, float]] = []
         print(f"{'round':>5} {'raw images/s':>13} {'pipeline':>9} {'ratio':>6}")
         for number in range(1, arguments.rounds + 1):
             raw = raw_rate(store, arguments.augmenters, arguments.images)
             rate, busy = pipeline_rate(store, arguments.augmenters, arguments.images, arguments.transport)
-            rounds.append({"raw": raw, "pipeline": rate, "ratio": rate / raw, "busy": busy})
+            figures.append({"raw": raw, "pipeline": rate, "ratio": rate / raw} | busy)
             print(f"{number:>5} {raw:>13,.0f} {rate:>9,.0f} {rate / raw:>6.3f}")
-    ratios = [float(entry["ratio"]) for entry in rounds]
-    raw = statistics.median(float(entry["raw"]) for entry in rounds)
-    rate = statistics.median(float(entry["pipeline"]) for entry in rounds)
-    print(
-        f"{'median':>5} {raw:>12,.0f} {rate:>9,.0f} {rate / raw:>6.3f}   (ratios {min(ratios):.3f} to {max(ratios):.3f})"
-    )
+    raws, rates, ratios = ([entry[name] for entry in figures] for name in ("raw", "pipeline", "ratio"))
+    raw, rate = statistics.median(raws), statistics.median(rates)
+    spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
+    print(f"{'median':>5} {raw:>12,.0f} {rate:>9,.0f} {rate / raw:>6.3f}   ({spread})")
     if arguments.json:
-        result = {"machine": before, "rounds": rounds, "raw": raw, "pipeline": rate, "ratio": rate / raw}
+        result = {"machine": before, "rounds": figures, "raw": raw, "pipeline": rate, "ratio": rate / raw}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -178,7 +178,6 @@ class AugmenterService:
         if lease.session != self._link.session:
             return
         self._seen = max(self._seen, lease.number)
-        self._changed = True
         outbox = self._outboxes.get(lease.stream)
         sizes = np.frombuffer(lease.sizes, "<u4")
         if outbox is None or len(sizes) != lease.rows or lease.rows > outbox.spec.largest_rows:
@@ -240,7 +239,6 @@ class AugmenterService:
         self._trace.work("transform", lease.seq, began, now, spec.split)
         self._trace.stay("transform", lease.seq, work.received, None, spec.split)
         outbox.finish(work, draws, now)
-        self._changed = True
 
     def _close_sources(self) -> None:
         while self._sources:

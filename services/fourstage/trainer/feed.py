@@ -294,7 +294,8 @@ class Feed:
         batch = inbox.unpack(message, payload, source.arena, worker=hello.peer, now=now)
         source.held.add(message.seq)
         inbox.put(batch)
-        return key
+        # Its release, or the next heartbeat, acknowledges it as well: one message less a batch.
+        return None
 
     def _welcome(self, hello: Hello) -> Welcome:
         return Welcome(

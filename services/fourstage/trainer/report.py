@@ -42,6 +42,8 @@ class Report:
         self._epochs = rundir.Lines(run_dir / rundir.EPOCHS)
         self._receipt = rundir.Lines(run_dir / rundir.RECEIPT)
         self._began = began
+        self._ended = began
+        """Of the last step: checkpoints and validation after it are not the pipeline's time."""
         self._first_batch: float | None = None
         self._waited = 0.0
         self._images = 0
@@ -66,6 +68,7 @@ class Report:
     ) -> None:  # fmt: skip
         """A step is over. step: counted from 1."""
         self._images += rows
+        self._ended = time.monotonic()
         line = {
             "step": step, "epoch": epoch, "loss": loss, "learning_rate": learning_rate, "seconds": round(seconds, 6),
             "data_wait_seconds": round(waited, 6), "digest": digest,
@@ -149,9 +152,8 @@ class Report:
 
     def summary(self, state: str, *, receipt: dict[str, Any], duplicates: int) -> None:
         """Write ``summary.json``; the run is over."""
-        now = time.monotonic()
-        began = self._first_batch or now
-        seconds = now - began
+        began = self._first_batch or self._ended
+        seconds = max(0.0, self._ended - began)
         usages = self._usages()
         whole = self._shares({name: Usage() for name in STAGE_NAMES}, usages)
         final_split = "val" if "val" in self._rates else "train"
