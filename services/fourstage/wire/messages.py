@@ -258,7 +258,7 @@ StreamSlots: TypeAlias = tuple[Uuid, Rows, Rows]
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class Beat:
-    """All that an augmenter holds; sent on every change and as its heartbeat."""
+    """All that an augmenter holds; sent when a slot comes free and as its heartbeat."""
 
     seen: Count
     """Number of the last lease received in this session."""

@@ -17,7 +17,7 @@ Peer: TypeAlias = bytes
 """The connection's identity, given by the ROUTER; another one after every reconnect."""
 
 _CONTROL_HIGH_WATER = 1000
-"""Messages; credits bound those that carry batches to a few (PITFALLS: the mark counts messages, not bytes)."""
+"""Messages; credits bound those that carry batches to a few (the mark counts messages, not bytes)."""
 _LINGER_MS = 1000
 
 
