@@ -269,7 +269,7 @@ def receipt() -> list[dict[str, Any]]:
             indices=np.arange(rows, dtype=np.int64) + 7, labels=np.arange(rows, dtype=np.int32),
             offsets=made.offsets, reflections=made.reflections, shifts=made.shifts,
             pixels=np.arange(rows * 12, dtype=np.uint8).reshape(rows, 2, 2, 3), identity=DIGEST, source=PEER,
-            arrived_at=0.0, _release=lambda _: None,
+            _release=lambda _: None,
         )  # fmt: skip
         images = pixel_digests(batch.pixels)
         digests = {"keys": batch_digest(batch, b""), "pixels": batch_digest(batch, images)}

@@ -84,7 +84,11 @@ class LocalRun:
             if code is not None and not self._restart_trainer(code, stop):
                 return code
             self._processes.revive([_LOADER, *self._augmenters()])
-            stop.wait(POLL_SECONDS) if not told_to_stop else time.sleep(POLL_SECONDS)
+            if told_to_stop:
+                # The flag stays set: waiting on it would not wait any more.
+                time.sleep(POLL_SECONDS)
+            else:
+                stop.wait(POLL_SECONDS)
 
     def _restart_trainer(self, code: int, stop: StopFlag) -> bool:
         """Start a killed trainer again; one that has ended by itself stays ended."""

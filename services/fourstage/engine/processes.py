@@ -46,7 +46,6 @@ class Processes:
     """Services by name. ``settings``: their TOML file; ``sockets``: their folder; ``logs``: where each has a file."""
 
     def __init__(self, *, settings: Path, sockets: Path, logs: Path, debug: bool = False) -> None:
-        self.restarts = 0
         self._settings = settings
         self._sockets = sockets
         self._logs = logs
@@ -91,7 +90,6 @@ class Processes:
             raise FourstageError(self.last_words(name, code))
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         log.warning("%s %s: started again", name, how)
-        self.restarts += 1
         child.arguments = list(arguments or child.arguments)
         child.process = self._popen(name, child.arguments)
         child.starts.append(time.monotonic())

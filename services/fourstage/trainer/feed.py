@@ -183,7 +183,7 @@ class Feed:
         dirty = set()
         early, self._early = self._early, []
         for peer, arrival, payload in chain(early, iter(self._socket.receive, None)):
-            if (touched := self._on_augmenter(peer, arrival, payload, now)) is not None:
+            if (touched := self._on_augmenter(peer, arrival, payload)) is not None:
                 dirty.add(touched)
         for uuid, inbox in self._inboxes.items():
             for batch in inbox.released():
@@ -242,7 +242,7 @@ class Feed:
                 log.warning("the loader sent %s, which is not for it to send", type(message).__name__)
 
     def _on_augmenter(
-        self, peer: Peer, message: Message | PeerError, payload: list[Payload], now: float
+        self, peer: Peer, message: Message | PeerError, payload: list[Payload]
     ) -> tuple[bytes, bytes] | None:
         """Handle one message; the source whose holdings changed."""
         try:
@@ -258,16 +258,14 @@ class Feed:
                 return None
             if not isinstance(message, Batch):
                 raise PeerError(f"{hello.name} sent {type(message).__name__}, which is not for it to send")
-            return self._on_batch(peer, hello, message, payload, now)
+            return self._on_batch(peer, hello, message, payload)
         except PeerError as error:
             if self._telemetry:
                 self._telemetry.counter("fourstage_peer_errors_total").inc()
             log.warning("dropped a message of an augmenter: %s", error)
             return None
 
-    def _on_batch(
-        self, peer: Peer, hello: Hello, message: Batch, payload: list[Payload], now: float
-    ) -> tuple[bytes, bytes] | None:
+    def _on_batch(self, peer: Peer, hello: Hello, message: Batch, payload: list[Payload]) -> tuple[bytes, bytes] | None:
         if message.session != hello.session:
             return None
         key = (hello.peer, message.stream)
@@ -291,7 +289,7 @@ class Feed:
                 if self._telemetry:
                     self._telemetry.counter("fourstage_duplicates_dropped_total").inc()
             return key
-        batch = inbox.unpack(message, payload, source.arena, worker=hello.peer, now=now)
+        batch = inbox.unpack(message, payload, source.arena, worker=hello.peer)
         source.held.add(message.seq)
         inbox.put(batch)
         # Its release, or the next heartbeat, acknowledges it as well: one message less a batch.

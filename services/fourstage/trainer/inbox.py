@@ -38,7 +38,6 @@ class FeedBatch:
     pixels: NDArray[np.uint8]
     identity: bytes
     source: bytes
-    arrived_at: float
     _release: Callable[["FeedBatch"], None]
 
     def release(self) -> None:
@@ -165,9 +164,7 @@ class Inbox:
             raise PeerError(f"batch {seq} is not of this stream")
         return seq >= self.consumed and seq not in self.arrived
 
-    def unpack(
-        self, message: Batch, payload: Sequence[memoryview], arena: Arena | None, *, worker: bytes, now: float
-    ) -> FeedBatch:
+    def unpack(self, message: Batch, payload: Sequence[memoryview], arena: Arena | None, *, worker: bytes) -> FeedBatch:
         """A batch that has arrived, its pixels where they lie. Raises PeerError where it is not what the order says."""
         if self.info is None:
             raise PeerError("batch before the stream was opened")
@@ -198,7 +195,6 @@ class Inbox:
             pixels=np.frombuffer(pixels, np.uint8).reshape(message.rows, crop, crop, 3),
             identity=message.identity,
             source=worker,
-            arrived_at=now,
             _release=self.give_back,
         )
 

@@ -19,7 +19,7 @@ STAGE_NAMES = ("load", "transform", "copy", "train")
 
 
 class Report:
-    """Writes the run directory's lines and whole files; without a directory, only metrics."""
+    """Writes the run directory's lines and whole files, and sets the metrics of the train stage."""
 
     def __init__(
         self,
