@@ -23,6 +23,7 @@ SAMPLES = 3 * PER_CLASS
 BATCH, SEED = 8, 5
 BATCHES = -(-SAMPLES // BATCH)
 """Of one epoch; the last has five samples."""
+VIEW = View("random", CROP, colour_std=0.1)
 DEFAULTS: dict[str, Any] = {"recipe": "drain", "batch_size": BATCH, "seed": SEED}
 
 
@@ -39,9 +40,10 @@ class Expected:
     store: Store
     images: dict[str, NDArray[np.uint8]]
     """By key: uint8 (size, size, 3)."""
+    view: View
 
     @classmethod
-    def of(cls, path: Path, split: str = "train") -> "Expected":
+    def of(cls, path: Path, split: str = "train", view: View = VIEW) -> "Expected":
         images = {}
         for shard in sorted(path.glob(f"{split}-*.tar")):
             with tarfile.open(shard) as tar:
@@ -49,13 +51,12 @@ class Expected:
                     name, _, kind = member.name.rpartition(".")
                     if kind == "jpg" and (file := tar.extractfile(member)) is not None:
                         images[name] = simplejpeg.decode_jpeg(file.read(), "RGB", False, False)
-        return cls(open_store(path), images)
+        return cls(open_store(path), images, view)
 
     def draws(self, first: int, rows: int, *, epoch: int = 0, seed: int = SEED) -> Draws:
         statistics = self.store.statistics
-        colours = colour_matrix(statistics.eigenvectors, statistics.eigenvalues, "paper")
-        view = View("random", CROP, "paper", 0.1)
-        return draw(view, size=self.store.size, seed=seed, epoch=epoch, first=first, rows=rows, colours=colours)
+        colours = colour_matrix(statistics.eigenvectors, statistics.eigenvalues, self.view.colour_scale)
+        return draw(self.view, size=self.store.size, seed=seed, epoch=epoch, first=first, rows=rows, colours=colours)
 
     def batch(self, number: int, *, epoch: int = 0, seed: int = SEED, size: int = BATCH) -> StreamBatch:
         """Batch ``number`` of an epoch of the training view."""

@@ -11,8 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fourstage import telemetry
 from fourstage.errors import SettingsError
+from fourstage.metrics import METRICS, STAGES, Role
 from fourstage.settings import MetricsSettings
-from fourstage.telemetry import METRICS, STAGES, Role, Telemetry
+from fourstage.telemetry import Telemetry
 
 ROLES: tuple[Role, ...] = get_args(Role)
 

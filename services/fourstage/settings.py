@@ -16,11 +16,13 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fourstage.errors import SettingsError
+from fourstage.presets import with_preset
 
 ENVIRONMENT_PREFIX = "FOURSTAGE_"
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Seconds = Annotated[float, Field(ge=0.0, le=86_400.0)]
+Rate = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
@@ -30,17 +32,25 @@ class Section(BaseModel):
 
 
 class ModelSettings(Section):
-    """The network."""
+    """The network. Its ablations are one setting each."""
 
     name: Literal["alexnet", "cifar", "none"] = "alexnet"
     """``alexnet``: five convolutional and three dense layers in two columns; ``cifar``: the four-layer net of
     the paper's figure 1; ``none``: batches are consumed without training."""
 
-    activation: Literal["relu", "tanh"] = "relu"
-    """The nonlinearity after every hidden layer."""
+    activation: Literal["relu", "tanh", "abs-tanh"] = "relu"
+    """The nonlinearity after every hidden layer; ``abs-tanh`` is the absolute value of the tangent (paper, section
+    3.1)."""
 
     response_norm: bool = True
     """Local response normalisation (paper, section 3.3) after the first two layers."""
+
+    norm_scale: Literal["sum", "mean"] = "sum"
+    """What the response norm multiplies by its alpha: the sum of the squares, as the paper writes it, or their mean
+    over the window, as the 2012 code did."""
+
+    overlapping_pooling: bool = True
+    """Pooling windows of 3x3, 2 apart (paper, section 3.4); without it of 2x2, which touch."""
 
     dropout: Fraction | None = None
     """Share of the units of fc6 and fc7 that is zeroed in training (paper, section 4.2); unset, AlexNet's 0.5."""
@@ -48,12 +58,38 @@ class ModelSettings(Section):
     init_std: Annotated[float, Field(gt=0.0, le=10.0)] | None = None
     """Standard deviation of the initial weights; unset, the model's own (AlexNet 0.01, paper section 5)."""
 
+    middle_std: Annotated[float, Field(gt=0.0, le=10.0)] | None = None
+    """That of AlexNet's conv3, conv4 and conv5 (0.03 in the 2012 code); unset, as the other layers'."""
+
+    columns: Literal[1, 2] = 2
+    """Of AlexNet. 1 is the paper's net for one GPU (section 3.2): conv1 to conv4 have half of the kernels; conv5
+    and the dense layers keep theirs."""
+
+    conv1_order: Literal["activation-norm-pool", "norm-pool-activation"] = "activation-norm-pool"
+    """What follows AlexNet's conv1, in this order: the paper's or the 2012 code's."""
+
+    map_norm: bool = False
+    """After the response norm of AlexNet's conv2 a second one within each map, over windows of 5x5 (2012 code)."""
+
+    sixth_layer: bool = False
+    """A sixth convolution over AlexNet's last pooling layer (paper, section 6), of 256 kernels of 3x3 that read both
+    columns. The paper does not give its size: this is the project's."""
+
+    without: tuple[Literal["conv3", "conv4", "conv5", "fc6", "fc7"], ...] = ()
+    """AlexNet's layers that are left out (paper, sections 1 and 7); the next one reads what is there."""
+
 
 class TrainSettings(Section):
     """Training: rule, schedule, device."""
 
-    learning_rate: Annotated[float, Field(ge=0.0, le=100.0)] = 0.01
+    learning_rate: Rate = 0.01
     """The rate of the first epoch (paper, section 5)."""
+
+    bias_rate: Rate | None = None
+    """The rate of the biases, which no schedule lowers; unset, that of the weights."""
+
+    bias_decay: bool = True
+    """Whether the biases decay as well."""
 
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     """Share of the velocity that a step keeps."""
@@ -67,8 +103,19 @@ class TrainSettings(Section):
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many steps, counted from the run's beginning, also after a resume."""
 
+    schedule: Literal["plateau", "epochs"] = "epochs"
+    """``plateau``: the rate is divided by ten when the validation error (without validation: the training error) stops
+    improving (paper, section 5); ``epochs``: at ``train.drop_epochs``, and so wherever these are given and this is
+    not. AlexNet's comes from the preset."""
+
     drop_epochs: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """Epochs at whose beginning the learning rate is divided by ten."""
+    """Epochs, counted from 0, at whose beginning the rate is divided by ten."""
+
+    patience: Annotated[int, Field(ge=1, le=1_000_000)] = 5
+    """Epochs without a lower error that make a plateau."""
+
+    drops: Annotated[int, Field(ge=0, le=100)] = 3
+    """Plateaus that lower the rate; at a further one nothing happens, the run ends by ``train.epochs``."""
 
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """``auto``: the first GPU where there is one, else the CPU."""
@@ -79,6 +126,13 @@ class TrainSettings(Section):
 
     deterministic: bool = False
     """On CUDA: only deterministic kernels, equal losses on one kind of GPU."""
+
+    precision: Literal["float32", "float64", "tf32", "bf16"] = "float32"
+    """Of the network's arithmetic: ``tf32`` is CUDA's shortened products of float32 numbers; ``bf16`` is autocast
+    over float32 weights; ``float64`` is for comparisons."""
+
+    compile: bool = False
+    """Let torch.compile fuse the network's kernels; the first step takes a minute longer."""
 
     step_seconds: Seconds = 0.0
     """With ``model.name = "none"``: how long the simulated device takes for a step."""
@@ -161,7 +215,9 @@ class Settings(Section):
     """Batches between the last one trained on and the furthest that may be read."""
 
     preset: Literal["paper", "code-2012"] = "paper"
-    """Whose draws and finish: the paper's words or the released 2012 code's. Network and rule are the paper's."""
+    """Whose values stand where nothing is set: those of the paper's words or of the released 2012 code, for draws,
+    finish, network, rule and schedule; docs/fidelity.md lists them. Other networks than AlexNet take of the last three
+    only ``model.norm_scale``."""
 
     augment: bool = True
     """Random crop, reflection and colour shift; without it training takes centre crops."""
@@ -169,8 +225,26 @@ class Settings(Section):
     colour_std: Annotated[float, Field(ge=0.0, le=10.0)] = 0.1
     """Standard deviation of the colour shift's coefficients (paper, section 4.1); 0 switches it off."""
 
+    colour_scale: Literal["eigenvalues", "deviations"] = "eigenvalues"
+    """What multiplies the coefficients: the eigenvalues of the covariance of pixels on 0..1, or their square roots."""
+
+    colour_divide: bool = False
+    """Divide the finished pixels by 1 + ``colour_std`` while the shift is on: the scale of what is not shifted."""
+
+    colour_epochs: Annotated[int, Field(ge=0, le=1 << 20)] | None = None
+    """Epochs, from the first one on, that have a colour shift; unset, all."""
+
+    crop_positions: Literal["exclusive", "inclusive"] = "exclusive"
+    """Positions of a crop of C in an image of S along each side: S - C (32 for 224 in 256), or all S - C + 1."""
+
+    crop_chunk: Annotated[int, Field(ge=1, le=65_536)] = 1
+    """Consecutive samples of an epoch that share one crop position and one reflection."""
+
     subtract: Literal["mean-image", "mean-colour"] = "mean-image"
     """What is subtracted from each pixel."""
+
+    mean_place: Literal["crop", "centre"] = "crop"
+    """Which part of the mean image: where the crop was cut, reflected as it was, or always the centre as it is."""
 
     transport: Literal["arena", "inline"] = "arena"
     """``arena``: shared memory where both ends are on one host, frames elsewhere; ``inline``: frames always."""
@@ -180,6 +254,14 @@ class Settings(Section):
 
     on_corrupt: Literal["fail"] = "fail"
     """A stored image that cannot be decoded ends the run with its name."""
+
+    parallel: Literal["none", "columns", "data"] = "none"
+    """How several trainers share a network: ``columns``, each half of the kernels (paper, section 3.2 and figure 2);
+    ``data``, each a share of every batch. Results differ by rounding alone."""
+
+    replicas: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Whole networks that share each batch; unset, one with ``columns``, and with ``data`` one per GPU, two without.
+    Together with ``columns`` there are twice as many trainers."""
 
     train_split: str = "train"
     """The split that is trained on."""
@@ -206,15 +288,43 @@ class Settings(Section):
     augmenter: AugmenterSettings = AugmenterSettings()
     metrics: MetricsSettings = MetricsSettings()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        plain = {k: v.model_dump(exclude_unset=True) if isinstance(v, Section) else v for k, v in values.items()}
+        return with_preset(plain)
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.train.step_seconds > 0.0 and self.model.name != "none":
             raise ValueError('train.step_seconds simulates a device: it needs model.name = "none"')
-        if self.model.name == "cifar" and self.model.dropout:
-            raise ValueError(f"model.dropout = {self.model.dropout}: the four-layer net has no dropout; leave it out")
+        _check_model(self.model)
+        if self.parallel == "columns" and (self.model.name == "cifar" or self.model.columns == 1):
+            raise ValueError("parallel = 'columns' needs a network with two: model.name = 'alexnet', model.columns = 2")
+        if self.train.schedule == "plateau" and self.train.drop_epochs:
+            drops = list(self.train.drop_epochs)
+            raise ValueError(f'train.schedule = "plateau" with train.drop_epochs = {drops}: leave one of them out')
         if self.loader.silence_seconds <= 2 * self.loader.heartbeat_seconds:
             raise ValueError("loader.silence_seconds must be more than two loader.heartbeat_seconds")
         return self
+
+
+_ALEXNET_ONLY = ("dropout", "middle_std", "columns", "conv1_order", "map_norm", "sixth_layer", "without")
+
+
+def _check_model(model: ModelSettings) -> None:
+    """ValueError for what would have no effect."""
+    if model.name == "cifar":
+        for name in _ALEXNET_ONLY:
+            value = getattr(model, name)
+            if value and value != ModelSettings.model_fields[name].default:
+                raise ValueError(f"model.{name} = {value!r}: the four-layer net has nothing like it; leave it out")
+    if len(set(model.without)) < len(model.without):
+        raise ValueError(f"model.without = {list(model.without)}: name each layer once")
+    if model.dropout and {"fc6", "fc7"} <= set(model.without):
+        raise ValueError(f"model.dropout = {model.dropout}: fc6 and fc7 are left out, set it to 0 or keep one of them")
 
 
 def recipe_names() -> list[str]:

@@ -19,13 +19,14 @@ from fourstage.engine.pipeline import Running, Service, start
 from fourstage.engine.shared import share
 from fourstage.errors import FourstageError, SettingsError
 from fourstage.loop import state as states
-from fourstage.loop.request import EPOCHS, Kind, request, resolve
+from fourstage.loop.request import EPOCHS, request, resolve
 from fourstage.loop.source import Source
 from fourstage.loop.tensors import StreamBatch, Unpack
 from fourstage.settings import Settings
 from fourstage.store import open_store
 from fourstage.trainer.finish import Finish
 from fourstage.trainer.inbox import FeedBatch
+from fourstage.views import Kind
 
 __all__ = ["BatchStream", "StreamBatch"]
 
@@ -264,15 +265,14 @@ class _Pass(Iterator[StreamBatch]):
 
 def _unpack(source: Source, settings: Settings, device: str | torch.device, *, finish: bool, borrow: bool) -> Unpack:
     where = torch.device(device)
-    view = source.spec.view
     finishing = (
         Finish(
             source.info.mean,
-            crop=view.crop,
+            source.spec.view,
             subtract=settings.subtract,
             device=where,
-            preset=view.preset,
-            colour_std=view.colour_std,
+            mean_place=settings.mean_place,
+            colour_divide=settings.colour_divide,
         )
         if finish
         else None

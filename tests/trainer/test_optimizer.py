@@ -52,6 +52,56 @@ def test_torchs_rule_is_another() -> None:
         assert not np.allclose(theirs, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("bias_rate", [None, 0.02])
+@pytest.mark.parametrize("bias_decay", [True, False])
+def test_biases_may_have_a_rate_of_their_own_and_no_decay(bias_rate: float | None, bias_decay: bool) -> None:
+    names = ["conv1.weight", "conv1.bias", "bias", "bias.weight"]
+    start = [np.random.default_rng(seed).normal(size=6) for seed in range(4)]
+    steps = [gradients(seed + 20, (6,)) for seed in range(4)]
+    parameters = [nn.Parameter(torch.tensor(weight)) for weight in start]
+    optimizer = MomentumSGD(
+        zip(names, parameters, strict=True),
+        momentum=0.9,
+        weight_decay=0.0005,
+        bias_rate=bias_rate,
+        bias_decay=bias_decay,
+    )
+    for index, rate in enumerate(RATES):
+        for parameter, own in zip(parameters, steps, strict=True):
+            parameter.grad = torch.tensor(own[index])
+        optimizer.step(rate)
+    for name, parameter, weight, own in zip(names, parameters, start, steps, strict=True):
+        is_bias = name in ("conv1.bias", "bias")
+        decay = 0.0 if is_bias and not bias_decay else 0.0005
+        velocity = np.zeros_like(weight)
+        for rate, gradient in zip(RATES, own, strict=True):
+            own_rate = bias_rate if is_bias and bias_rate is not None else rate
+            velocity = 0.9 * velocity - decay * own_rate * weight - own_rate * gradient
+            weight = weight + velocity
+        np.testing.assert_allclose(parameter.detach().numpy(), weight, rtol=1e-12)
+        np.testing.assert_allclose(optimizer.state[name].numpy(), velocity, rtol=1e-12)
+
+
+def test_the_halves_of_a_parameter_move_as_the_whole() -> None:
+    """Columns hold half of the kernels each, and half of the biases."""
+    generator = torch.Generator().manual_seed(1)
+    whole = {name: torch.randn(shape, generator=generator) for name, shape in (("c.weight", (4, 3)), ("c.bias", (4,)))}
+    slopes = [{name: torch.randn(w.shape, generator=generator) for name, w in whole.items()} for _ in RATES]
+
+    def moved(rows: slice) -> dict[str, torch.Tensor]:
+        parameters = {name: nn.Parameter(tensor[rows].clone()) for name, tensor in whole.items()}
+        optimizer = MomentumSGD(parameters.items(), momentum=0.9, weight_decay=0.0005, bias_rate=0.02, bias_decay=False)
+        for rate, gradient in zip(RATES, slopes, strict=True):
+            for name, parameter in parameters.items():
+                parameter.grad = gradient[name][rows].clone()
+            optimizer.step(rate)
+        return {name: parameter.detach() for name, parameter in parameters.items()}
+
+    halves = (moved(slice(0, 2)), moved(slice(2, 4)))
+    for name, tensor in moved(slice(0, 4)).items():
+        assert torch.equal(torch.cat([half[name] for half in halves]), tensor)
+
+
 def test_the_state_is_the_velocities_and_can_be_set() -> None:
     weight = nn.Parameter(torch.ones(3))
     one = MomentumSGD([("w", weight)], momentum=0.9, weight_decay=0.0)

@@ -146,14 +146,14 @@ def make_rows(images: list[bytes], rules: dict[str, Any], first: int) -> tuple[b
 def identity() -> bytes:
     """Which pixels this program makes."""
     parts = b""
-    for kind, crop, preset, std in (
-        ("random", 48, "paper", 0.1),
-        ("random", 48, "code-2012", 0.1),
-        ("centre", 48, "paper", 0.0),
-        ("full", 64, "paper", 0.0),
+    for view in (
+        {"kind": "random", "crop": 48, "colour_epochs": 2**20, "crop_positions": "exclusive", "crop_chunk": 1},
+        {"kind": "random", "crop": 48, "colour_epochs": 3, "crop_positions": "inclusive", "crop_chunk": 4},
+        {"kind": "centre", "crop": 48},
+        {"kind": "full", "crop": 64},
     ):
-        rules = {"view": {"kind": kind, "crop": crop, "preset": preset, "colour_std": std}, "size": 64}
-        rules |= {"seed": 2012, "epoch": 3, "colours": [[96, -32, 8], [64, 16, -24], [80, 24, 16]]}
+        rules = {"view": view | {"colour_std": 0.1}, "size": 64, "seed": 2012, "epoch": 3}
+        rules |= {"colours": [[96, -32, 8], [64, 16, -24], [80, 24, 16]]}
         draws, pixels = make_rows([bytes.fromhex(VECTORS["identity"]["golden_jpeg"])] * 8, rules, 5)
         parts += pixels + draws
     return bytes.fromhex(blake(parts))

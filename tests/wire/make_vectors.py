@@ -18,7 +18,7 @@ from fourstage.augmenter.draws import crop_positions, draw, normal_quantiles
 from fourstage.augmenter.transform import identity, transform
 from fourstage.order import BatchPlan, Place, Remainder, permutation
 from fourstage.trainer.inbox import FeedBatch
-from fourstage.trainer.receipt import Receipt, batch_digest, pixel_digests
+from fourstage.trainer.receipt import Receipt, batch_digest, pixel_digests, sample_digests
 from fourstage.views import View
 from fourstage.wire.codec import encode, encode_body
 from fourstage.wire.messages import (
@@ -46,14 +46,22 @@ from fourstage.wire.messages import (
 
 PATH = Path(__file__).parents[2] / "proto" / "vectors.json"
 STREAM, PEER, DIGEST = bytes(range(16)), bytes(range(16, 32)), bytes(range(32, 48))
-VIEW = View("random", 224, "paper", 0.1)
-VIEW_2012 = View("random", 224, "code-2012", 0.1)
+VIEW = View("random", 224, colour_std=0.1)
+VIEW_2012 = View(
+    "random",
+    224,
+    colour_std=0.1,
+    colour_scale="deviations",
+    colour_epochs=67,
+    crop_positions="inclusive",
+    crop_chunk=32,
+)
 USAGE = Usage(batches=3, busy=1.5, wait_upstream=0.25, wait_downstream=0.0)
 COLOURS = np.array([[96.0, -32.0, 8.0], [64.0, 16.0, -24.0], [80.0, 24.0, 16.0]])
 
 IDENTITY_VIEWS = (
-    View("random", 48, "paper", 0.1),
-    View("random", 48, "code-2012", 0.1),
+    View("random", 48, colour_std=0.1),
+    View("random", 48, colour_std=0.1, colour_epochs=3, crop_positions="inclusive", crop_chunk=4),
     View("centre", 48),
     View("full", 64),
 )
@@ -205,7 +213,7 @@ def vectors() -> dict[str, Any]:
         "draws": [
             {
                 "view": plain(view), "size": 256, "seed": 2012, "epoch": 3, "first": 5, "colours": COLOURS.tolist(),
-                "positions": crop_positions(256, view.crop, view.preset), "offsets": made.offsets.tolist(),
+                "positions": crop_positions(256, view.crop, view.crop_positions), "offsets": made.offsets.tolist(),
                 "reflections": made.reflections.tolist(),
                 "shifts_float32": [[float(x) for x in shift] for shift in made.shifts],
                 "packed": (
@@ -214,7 +222,10 @@ def vectors() -> dict[str, Any]:
                     + made.shifts.astype("<f4").tobytes()
                 ).hex(),
             }
-            for view in (VIEW, VIEW_2012, View("random", 224), View("centre", 224), View("full", 256))
+            for view in (
+                VIEW, VIEW_2012, View("random", 224, colour_std=0.1, colour_epochs=3, crop_chunk=4),
+                View("random", 224), View("centre", 224), View("full", 256),
+            )
             for made in [draw(view, size=256, seed=2012, epoch=3, first=5, rows=4, colours=COLOURS)]
         ],
         "identity": {
@@ -272,15 +283,17 @@ def receipt() -> list[dict[str, Any]]:
             _release=lambda _: None,
         )  # fmt: skip
         images = pixel_digests(batch.pixels)
-        digests = {"keys": batch_digest(batch, b""), "pixels": batch_digest(batch, images)}
+        rows_of = {"keys": sample_digests(batch, b""), "pixels": sample_digests(batch, images)}
+        digests = {covers: batch_digest(seq, of_rows) for covers, of_rows in rows_of.items()}
         for covers, chain in chains.items():
-            chain.add(batch, digests[covers], last_of_epoch=seq == 1)
+            chain.add(digests[covers], rows, last_of_epoch=seq == 1)
         samples = Samples(batch.indices.tobytes(), batch.labels.tobytes(), batch.keys)
         entries.append(
             {
                 "seq": seq, "samples": encode_body(samples).hex(), "offsets": made.offsets.tolist(),
                 "reflections": made.reflections.tolist(), "shifts_float32": made.shifts.tolist(),
                 "pixels": batch.pixels.tobytes().hex(), "xxh3_128_of_images": images.hex(),
+                "sample_digests": {covers: value.hex() for covers, value in rows_of.items()},
                 "batch_digest": {covers: value.hex() for covers, value in digests.items()},
                 "chain": {covers: chain.digest.hex() for covers, chain in chains.items()},
             }

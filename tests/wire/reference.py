@@ -50,14 +50,17 @@ def draw(entry: dict[str, Any], position: int) -> tuple[list[int], bool, list[fl
     if view["kind"] != "random":
         corner = 0 if view["kind"] == "full" else (size - view["crop"]) // 2
         return [corner, corner], False, [0.0] * 3
-    places = max(1, size - view["crop"] + (view["preset"] == "code-2012"))
-    words = block(entry["seed"], entry["epoch"], 0, position)
-    row = (words[0] & 0xFFFF_FFFF) * places >> 32
-    column = (words[0] >> 32 & 0x7FFF_FFFF) * places >> 31
+    places = max(1, size - view["crop"] + (view["crop_positions"] == "inclusive"))
+    place = block(entry["seed"], entry["epoch"], 0, position - position % view["crop_chunk"])[0]
+    row = (place & 0xFFFF_FFFF) * places >> 32
+    column = (place >> 32 & 0x7FFF_FFFF) * places >> 31
+    if view["colour_std"] == 0 or entry["epoch"] >= view["colour_epochs"]:
+        return [row, column], bool(place >> 63), [0.0] * 3
     table = VECTORS["normal_quantiles_over_2_to_20"]
+    words = block(entry["seed"], entry["epoch"], 0, position)
     a1, a2, a3 = (table[word >> 52] / 2**20 * view["colour_std"] for word in words[1:])
     shift = [float32(a1 * c1 + a2 * c2 + a3 * c3) for c1, c2, c3 in entry["colours"]]
-    return [row, column], bool(words[0] >> 63), shift
+    return [row, column], bool(place >> 63), shift
 
 
 def blake(*parts: bytes) -> str:

@@ -58,12 +58,16 @@ def test_the_chain_of_a_receipt() -> None:
         indices = samples.partition(b"indices\xc4" + bytes([8 * rows]))[2][: 8 * rows]
         labels = samples.partition(b"labels\xc4" + bytes([4 * rows]))[2][: 4 * rows]
         keys = [samples.partition(b"keys")[2][2 + 8 * row : 9 + 8 * row] for row in range(rows)]
-        head = struct.pack("<QQ", entry["seq"], rows) + b"\0".join(keys) + indices + labels
-        offsets = struct.pack(f"<{2 * rows}i", *(value for pair in entry["offsets"] for value in pair))
-        shifts = struct.pack(f"<{3 * rows}f", *(value for shift in entry["shifts_float32"] for value in shift))
-        drawn = offsets + bytes(entry["reflections"]) + shifts
-        for covers, images in (("keys", b""), ("pixels", bytes.fromhex(entry["xxh3_128_of_images"]))):
-            digest = blake(head, drawn, images)
+        images = bytes.fromhex(entry["xxh3_128_of_images"])
+        for covers, width in (("keys", 0), ("pixels", 16)):
+            of_rows = ""
+            for row in range(rows):
+                head = keys[row] + indices[8 * row : 8 * row + 8] + labels[4 * row : 4 * row + 4]
+                offsets, shift = entry["offsets"][row], entry["shifts_float32"][row]
+                drawn = struct.pack("<2i?3f", *offsets, entry["reflections"][row], *shift)
+                of_rows += blake(head, drawn, images[width * row : width * row + width])
+            assert of_rows == entry["sample_digests"][covers]
+            digest = blake(struct.pack("<Q", entry["seq"]), bytes.fromhex(of_rows))
             assert digest == entry["batch_digest"][covers]
             chain[covers] = bytes.fromhex(blake(chain[covers], bytes.fromhex(digest)))
             assert chain[covers].hex() == entry["chain"][covers]

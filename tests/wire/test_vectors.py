@@ -73,7 +73,7 @@ def test_a_side_packet_is_read_as_it_was_written(entry: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "entry", VECTORS["draws"], ids=lambda entry: f"{entry['view']['kind']} {entry['view']['preset']}"
+    "entry", VECTORS["draws"], ids=lambda entry: f"{entry['view']['kind']} {entry['view']['crop_positions']}"
 )
 def test_packed_draws_are_read_as_they_were_drawn(entry: dict[str, Any]) -> None:
     draws = Draws.unpack(memoryview(bytes.fromhex(entry["packed"])), len(entry["offsets"]))

@@ -2,12 +2,14 @@
 
 A sample's draws are a pure function of (seed, epoch, position in the epoch): four words each, always, so they do
 not depend on batch size, ranks or workers. Word 0 places the crop: its low 32 bits the row, the next 31 the column,
-its highest bit the reflection. Words 1 to 3 pick the colour coefficients from a table of normal quantiles.
+its highest bit the reflection; where a chunk of positions shares a crop, word 0 of the first of them. Words 1 to 3
+pick the colour coefficients from a table of normal quantiles.
 """
 
 from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,10 +47,10 @@ def normal_quantiles() -> NDArray[np.float32]:
     return (np.array(table, np.float64) / _QUANTILE_SCALE).astype(np.float32)
 
 
-def crop_positions(size: int, crop: int, preset: str) -> int:
+def crop_positions(size: int, crop: int, bound: Literal["exclusive", "inclusive"]) -> int:
     """Positions of a crop along one side: 32 for 224 in 256 by the paper's count (32 x 32 x 2 = 2048, section 4.1),
     33 in the 2012 code, which includes the last one."""
-    return max(1, size - crop + (1 if preset == "code-2012" else 0))
+    return max(1, size - crop + (bound == "inclusive"))
 
 
 def draw(
@@ -68,17 +70,20 @@ def draw(
     if view.kind != "random":
         corner = 0 if view.kind == "full" else (size - view.crop) // 2
         return Draws(np.full((rows, 2), corner, np.int32), np.zeros(rows, np.bool_), np.zeros((rows, 3), np.float32))
-    words = philox.words(seed, epoch, philox.DRAWS, first, rows)
-    positions = np.uint64(crop_positions(size, view.crop, view.preset))
-    place = words[:, 0]
+    chunk_begin = first - first % view.crop_chunk
+    words = philox.words(seed, epoch, philox.DRAWS, chunk_begin, first - chunk_begin + rows)
+    own = np.arange(first, first + rows)
+    place = words[own - own % view.crop_chunk - chunk_begin, 0]
+    positions = np.uint64(crop_positions(size, view.crop, view.crop_positions))
     offsets = np.empty((rows, 2), np.int32)
     offsets[:, 0] = ((place & np.uint64(0xFFFF_FFFF)) * positions) >> np.uint64(32)
     offsets[:, 1] = (((place >> np.uint64(32)) & np.uint64(0x7FFF_FFFF)) * positions) >> np.uint64(31)
     reflections = (place >> np.uint64(63)).astype(np.bool_)
-    if view.colour_std == 0.0:
+    std = view.std(epoch)
+    if std == 0.0:
         return Draws(offsets, reflections, np.zeros((rows, 3), np.float32))
-    normals = normal_quantiles()[words[:, 1:] >> np.uint64(64 - QUANTILE_BITS)].astype(np.float64)
-    coefficients = normals * view.colour_std
+    normals = normal_quantiles()[words[own - chunk_begin, 1:] >> np.uint64(64 - QUANTILE_BITS)].astype(np.float64)
+    coefficients = normals * std
     # Summed by hand: a BLAS product may order the three terms differently on another machine.
     shifts = (
         coefficients[:, 0:1] * colours[:, 0]

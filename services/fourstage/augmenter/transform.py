@@ -69,8 +69,8 @@ def identity(decode: Decoder) -> bytes:
     scratch = np.empty((64, 64, 3), np.uint8)
     colours = np.array([[96.0, -32.0, 8.0], [64.0, 16.0, -24.0], [80.0, 24.0, 16.0]])
     for view in (
-        View("random", 48, "paper", 0.1),
-        View("random", 48, "code-2012", 0.1),
+        View("random", 48, colour_std=0.1),
+        View("random", 48, colour_std=0.1, colour_epochs=3, crop_positions="inclusive", crop_chunk=4),
         View("centre", 48),
         View("full", 64),
     ):

@@ -260,7 +260,7 @@ class LoaderService:
             self._socket.send(client.peer, Refused(f"this worker {reason}"))
         self._hand_over(client, stream)
         statistics = self._store.statistics
-        colours = colour_matrix(statistics.eigenvectors, statistics.eigenvalues, spec.view.preset)
+        colours = colour_matrix(statistics.eigenvectors, statistics.eigenvalues, spec.view.colour_scale)
         announcement = Stream(
             stream=spec.stream,
             split=spec.split,

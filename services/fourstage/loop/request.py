@@ -1,23 +1,22 @@
 """What a stream's arguments mean: its settings, and the OPEN that asks a loader for it."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from fourstage.errors import SettingsError
 from fourstage.settings import Settings, load_settings
-from fourstage.views import View
+from fourstage.views import Kind, view_of
 from fourstage.wire.messages import Open
 
 EPOCHS = 1 << 20
 """So many that no loop comes to their end, and few enough that every batch has a number."""
 _NAMES = (
-    "augment", "augmenter.crop", "batch_size", "colour_std", "preset", "receiver", "remainder", "seed", "sockets",
-    "subtract", "transport", "window",
+    "augment", "augmenter.crop", "batch_size", "colour_divide", "colour_epochs", "colour_scale", "colour_std",
+    "crop_chunk", "crop_positions", "mean_place", "preset", "receiver", "remainder", "seed", "sockets", "subtract",
+    "transport", "window",
 )  # fmt: skip
 """What a stream takes from the settings; those of the processes are for whoever starts them."""
 _SECTIONS = ("augmenter.", "loader.", "metrics.")
-
-Kind = Literal["random", "centre", "full"]
 
 
 def resolve(
@@ -41,10 +40,8 @@ def resolve(
 
 def request(settings: Settings, *, split: str, view: Kind, shuffle: bool | None, rank: int, world: int) -> Open:
     """The OPEN of a stream without end."""
-    kind = "centre" if view == "random" and not settings.augment else view
-    std = settings.colour_std if kind == "random" else 0.0
     return Open(
-        stream=bytes(16), split=split, view=View(kind, settings.augmenter.crop, settings.preset, std),
+        stream=bytes(16), split=split, view=view_of(settings, view),
         batch_size=settings.batch_size, remainder=settings.remainder,
         shuffle=view == "random" if shuffle is None else shuffle, seed=settings.seed, rank=rank, world=world,
         start=0, epochs=EPOCHS, end=0, window=0 if settings.window == "auto" else settings.window, fingerprint="",

@@ -13,8 +13,10 @@ def pinned(spec: Open) -> dict[str, int | float | str | bool]:
     """What makes the order and the pixels of a stream; of the ranks only their number."""
     return {
         "fingerprint": spec.fingerprint, "split": spec.split, "view": spec.view.kind, "crop": spec.view.crop,
-        "preset": spec.view.preset, "colour_std": spec.view.colour_std, "batch_size": spec.batch_size,
-        "remainder": spec.remainder, "shuffle": spec.shuffle, "seed": spec.seed, "world": spec.world,
+        "colour_std": spec.view.colour_std, "colour_scale": spec.view.colour_scale,
+        "colour_epochs": spec.view.colour_epochs, "crop_positions": spec.view.crop_positions,
+        "crop_chunk": spec.view.crop_chunk, "batch_size": spec.batch_size, "remainder": spec.remainder,
+        "shuffle": spec.shuffle, "seed": spec.seed, "world": spec.world,
     }  # fmt: skip
 
 

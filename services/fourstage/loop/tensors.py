@@ -53,9 +53,11 @@ class Unpack:
             return self._on_device(slot_tensor(batch.pixels), copied=False)
         out = torch.empty(batch.pixels.shape, dtype=torch.float32, device=self._device)
         if self._device.type == "cpu":
-            return self._finish(batch.pixels, batch.offsets, batch.reflections, batch.shifts, out)
+            return self._finish(
+                batch.pixels, batch.offsets, batch.reflections, batch.shifts, out, epoch=batch.place.epoch
+            )
         pixels = self._on_device(slot_tensor(batch.pixels), copied=False)
-        return self._finish(pixels, batch.offsets, batch.reflections, batch.shifts, out)
+        return self._finish(pixels, batch.offsets, batch.reflections, batch.shifts, out, epoch=batch.place.epoch)
 
     def _on_device(self, values: Tensor, *, copied: bool = True) -> Tensor:
         """On the device, in memory of its own. copied: ``values`` already is nobody else's."""

@@ -13,30 +13,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fourstage.errors import PeerError, SettingsError, StoreError
+from fourstage.views import View
 
 
 class Finish:
-    """Finishes batches of crops of one size; results are equal to the last bit on every device.
-
-    ``paper`` takes the mean at the crop's own place in the stored image, reflected with the crop (section 2:
-    the mean activity of each pixel). ``code-2012`` takes the centre of the mean image whatever the crop, not
-    reflected, and divides the result by ``1 + colour_std``.
-    """
+    """Finishes batches of one view; results are equal to the last bit on every device."""
 
     def __init__(
         self,
         mean: NDArray[np.float32],
+        view: View,
         *,
-        crop: int,
         subtract: Literal["mean-image", "mean-colour"],
         device: torch.device,
-        preset: Literal["paper", "code-2012"] = "paper",
-        colour_std: float = 0.0,
+        mean_place: Literal["crop", "centre"] = "crop",
+        colour_divide: bool = False,
     ) -> None:
-        """Take the store's mean image, float32 (S,S,3) on the scale 0..255, and the crops' width in pixels.
+        """Take the store's mean image, float32 (S,S,3) on the scale 0..255, and the view that the batches show.
 
-        ``colour_std`` is that of the colour shift, 0 when it is off. Raises StoreError for a mean image of
-        another form and SettingsError for a crop that is larger than it.
+        mean_place: ``crop`` takes the mean at the crop's own place in the stored image, reflected with the crop
+        (paper, section 2: the mean activity of each pixel); ``centre`` the centre of the mean image whatever the
+        crop, not reflected (the 2012 code)
+        colour_divide: divide by 1 + the standard deviation of the colour shift's coefficients in epochs that have
+        a shift (the 2012 code: training pixels keep the scale of those without a shift)
+
+        Raises StoreError for a mean image of another form and SettingsError for a crop that is larger than it.
         """
         if mean.ndim != 3 or mean.shape[0] != mean.shape[1] or mean.shape[2] != 3 or mean.dtype != np.float32:
             raise StoreError(
@@ -44,7 +45,7 @@ class Finish:
                 hint="prepare the store again",
             )
         self._size = mean.shape[0]
-        self._crop = crop
+        self._crop = crop = view.crop
         self._margin = self._size - crop
         if self._margin < 0:
             raise SettingsError(
@@ -57,8 +58,10 @@ class Finish:
         self._reflected_mean = np.ascontiguousarray(mean[:, ::-1])
         self._device_mean = torch.tensor(mean, device=device)
         self._device = device
-        self._preset = preset
-        self._divisor = np.float32(1.0 + colour_std if preset == "code-2012" else 1.0)
+        self._view = view
+        self._at_centre = mean_place == "centre"
+        self._divide = colour_divide
+        self._divisor = np.float32(1.0 + view.colour_std)
         # A tensor: CUDA multiplies by the reciprocal of a plain number, which differs in the last bit.
         self._device_divisor = torch.tensor(self._divisor, device=device)
 
@@ -69,22 +72,27 @@ class Finish:
         reflections: NDArray[np.bool_],
         shifts: NDArray[np.float32],
         out: Tensor,
+        *,
+        epoch: int,
     ) -> Tensor:
         """Write the finished batch into ``out`` and return it as (N,3,crop,crop), channels_last.
 
         ``pixels`` are uint8 (N,crop,crop,3): an array (a slot, read only once) where ``out`` is on the CPU, a
         tensor on the device of ``out`` otherwise. On the host lie ``offsets``, (N,2), y and x of each crop in
         its stored image, ``reflections``, (N,) bool, and ``shifts``, float32 (N,3), RGB on the scale 0..255.
-        ``out`` is float32 (N,crop,crop,3), contiguous. Raises PeerError for a batch of another form.
+        ``out`` is float32 (N,crop,crop,3), contiguous. ``epoch`` is the batch's, from 0.
+
+        Raises PeerError for a batch of another form.
         """
         self._check(tuple(pixels.shape), offsets, reflections, shifts)
         places = offsets.astype(np.int64)
-        if self._preset == "code-2012":
+        divide = self._divide and self._view.std(epoch) > 0.0
+        if self._at_centre:
             places, reflections = np.full_like(places, self._margin // 2), np.zeros_like(reflections)
         if isinstance(pixels, Tensor):
-            self._on_device(pixels, places, reflections, shifts, out)
+            self._on_device(pixels, places, reflections, shifts, out, divide)
         else:
-            self._on_host(pixels, places, reflections, shifts, out.numpy())
+            self._on_host(pixels, places, reflections, shifts, out.numpy(), divide)
         return out.permute(0, 3, 1, 2)
 
     def _on_host(
@@ -94,6 +102,7 @@ class Finish:
         reflections: NDArray[np.bool_],
         shifts: NDArray[np.float32],
         out: NDArray[np.float32],
+        divide: bool,
     ) -> None:
         # Whole rows of 3 * crop numbers: NumPy's inner loops are then long, also in the views of the mean.
         width = 3 * self._crop
@@ -108,7 +117,7 @@ class Finish:
             np.subtract(image, mean, out=finished)
             if shift.any():
                 finished += shift
-            if self._divisor != 1.0:
+            if divide:
                 finished /= self._divisor
 
     def _on_device(
@@ -118,6 +127,7 @@ class Finish:
         reflections: NDArray[np.bool_],
         shifts: NDArray[np.float32],
         out: Tensor,
+        divide: bool,
     ) -> None:
         corners = self._upload(places)
         steps = torch.arange(self._crop, device=self._device)
@@ -125,7 +135,7 @@ class Finish:
         columns = corners[:, 1:] + torch.where(self._upload(reflections)[:, None], self._crop - 1 - steps, steps)
         torch.sub(pixels, self._device_mean[rows[:, :, None], columns[:, None, :]], out=out)
         out.add_(self._upload(shifts)[:, None, None, :])
-        if self._divisor != 1.0:
+        if divide:
             out.div_(self._device_divisor)
 
     def _upload(self, values: NDArray[np.generic]) -> Tensor:
