@@ -8,10 +8,12 @@ new writable mappings (F_SEAL_FUTURE_WRITE, Linux 5.1), so that only its owner w
 import fcntl
 import mmap
 import os
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Self
 
-from fourstage.errors import PeerError, SettingsError
+from fourstage.errors import PeerError, PeerLostError, SettingsError
 
 PAGE = mmap.PAGESIZE
 _F_SEAL_FUTURE_WRITE = 0x0010
@@ -23,7 +25,7 @@ def slot_bytes_for(payload: int) -> int:
     return max(1, -(-payload // PAGE)) * PAGE
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Arena:
     """``slots`` slots of ``slot_bytes`` bytes each; read-only unless this process made it."""
 
@@ -32,6 +34,8 @@ class Arena:
     slot_bytes: int
     _mapping: mmap.mmap
     _view: memoryview
+    _callbacks: list[Callable[[], None]] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def create(cls, slots: int, slot_bytes: int) -> Self:
@@ -81,12 +85,30 @@ class Arena:
         start = number * self.slot_bytes
         return self._view[start : start + payload]
 
+    def duplicate(self) -> int:
+        """A descriptor of the same memory, the caller's to close or to hand over. Raises PeerLostError once closed."""
+        with self._lock:
+            if self.descriptor < 0:
+                raise PeerLostError("the owner of an arena is gone")
+            return os.dup(self.descriptor)
+
+    def before_close(self, callback: Callable[[], None]) -> bool:
+        """Have ``close`` call this while the memory is still mapped; False where it is too late. From any thread."""
+        with self._lock:
+            if self.descriptor < 0:
+                return False
+            self._callbacks.append(callback)
+            return True
+
     def close(self) -> None:
         """Give the memory back; views that are still held keep their pages until they are dropped."""
-        if self.descriptor < 0:
-            return
-        os.close(self.descriptor)
-        self.descriptor = -1
+        with self._lock:
+            if self.descriptor < 0:
+                return
+            os.close(self.descriptor)
+            self.descriptor = -1
+        while self._callbacks:
+            self._callbacks.pop()()
         self._view.release()
         try:
             self._mapping.close()

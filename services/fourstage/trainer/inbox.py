@@ -39,6 +39,9 @@ class FeedBatch:
     identity: bytes
     source: bytes
     _release: Callable[["FeedBatch"], None]
+    arena: Arena | None = None
+    """Where the pixels lie; None: they came inline."""
+    slot: int = -1
 
     def release(self) -> None:
         """Nobody reads ``pixels`` any more: its slot may be used again."""
@@ -64,6 +67,11 @@ class Draws:
             np.frombuffer(data[rows * 8 : rows * 9], np.uint8).astype(np.bool_),
             np.frombuffer(data[rows * 9 :], "<f4").reshape(rows, 3),
         )
+
+    def pack(self) -> bytes:
+        """What ``unpack`` reads."""
+        parts = (self.offsets.astype("<i4"), self.reflections.astype(np.uint8), self.shifts.astype("<f4"))
+        return b"".join(part.tobytes() for part in parts)
 
 
 @dataclass(slots=True)
@@ -196,6 +204,8 @@ class Inbox:
             identity=message.identity,
             source=worker,
             _release=self.give_back,
+            arena=arena if message.slot >= 0 else None,
+            slot=message.slot,
         )
 
     def put(self, batch: FeedBatch) -> None:
