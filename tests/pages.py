@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from fourstage.metrics import METRICS
 from fourstage.settings import Section, Settings
-from fourstage.telemetry import METRICS
 
 DOCS = Path(__file__).parent.parent / "docs"
 

@@ -1,7 +1,7 @@
-"""Every metric declared once; /metrics and /healthz; logs.
+"""Counting, /metrics and /healthz, logs.
 
 A process counts seconds, items and bytes; ratios are for whoever reads them. One registry per process, handed in
-where it is needed: nothing is registered at import. ``docs/metrics.md`` is made from ``METRICS``.
+where it is needed: nothing is registered at import. ``metrics`` declares what is counted.
 """
 
 import json
@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Literal
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.types import StartResponse, WSGIEnvironment
@@ -29,117 +28,12 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from fourstage.errors import SettingsError
+from fourstage.metrics import METRICS, SECONDS, STAGES, Metric, Role
 from fourstage.settings import MetricsSettings
 from fourstage.wire.messages import Usage
 
-Role = Literal["loader", "augmenter", "trainer"]
-SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-STAGES: dict[Role, tuple[str, ...]] = {
-    "loader": ("load",),
-    "augmenter": ("transform",),
-    "trainer": ("copy", "train"),
-}
 HEALTHY_SECONDS = 30.0
 """A data loop that has not turned for this long is ill, whatever its HTTP thread says."""
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One exported family. ``roles``: the processes that export it."""
-
-    name: str
-    kind: Literal["counter", "gauge", "histogram"]
-    help: str
-    labels: tuple[str, ...] = ()
-    values: tuple[tuple[str, ...], ...] = ()
-    """Label values that exist from the start, beside those of the stage."""
-    roles: tuple[Role, ...] = ("loader", "augmenter", "trainer")
-
-
-METRICS = (
-    Metric("fourstage_build_info", "gauge", "1, labelled with the version and role.", ("version", "role")),
-    Metric("fourstage_items_total", "counter", "Images that a stage finished.", ("stage",)),
-    Metric("fourstage_batches_total", "counter", "Batches that a stage finished.", ("stage",)),
-    Metric("fourstage_bytes_total", "counter", "Bytes that a stage handed on.", ("stage",)),
-    Metric("fourstage_busy_seconds_total", "counter", "Seconds in which a stage worked.", ("stage",)),
-    Metric(
-        "fourstage_wait_seconds_total",
-        "counter",
-        "Seconds in which a stage waited: upstream for input, downstream for a place to put its output.",
-        ("stage", "blocked_on"),
-    ),
-    Metric(
-        "fourstage_queue_items",
-        "gauge",
-        "Batches that lie in a queue: loaded (read, not leased), leased (at augmenters), arrived (at the trainer, "
-        "not yet trained on).",
-        ("queue",),
-    ),
-    Metric("fourstage_queue_capacity_items", "gauge", "Batches that the queue can hold.", ("queue",)),
-    Metric(
-        "fourstage_peers",
-        "gauge",
-        "Peers that the loader hears from.",
-        ("role",),
-        (("augmenter",), ("trainer",)),
-        ("loader",),
-    ),
-    Metric(
-        "fourstage_leases_expired_total",
-        "counter",
-        "Workers whose leases ended by silence.",
-        roles=("loader",),
-    ),
-    Metric(
-        "fourstage_workers_died_total",
-        "counter",
-        "Workers that died or left without a goodbye.",
-        roles=("loader",),
-    ),
-    Metric(
-        "fourstage_redispatched_total",
-        "counter",
-        "Leases that were not their batch's first.",
-        roles=("loader",),
-    ),
-    Metric(
-        "fourstage_duplicates_dropped_total",
-        "counter",
-        "Batches that arrived a second time and were dropped.",
-        roles=("trainer",),
-    ),
-    Metric("fourstage_peer_errors_total", "counter", "Messages that the protocol does not allow, dropped."),
-    Metric(
-        "fourstage_slots",
-        "gauge",
-        "Slots of this process's arenas, by state.",
-        ("state",),
-        (("free",), ("used",)),
-    ),
-    Metric(
-        "fourstage_data_wait_seconds_total",
-        "counter",
-        "Seconds in which the train stage waited for a batch.",
-        ("rank",),
-        roles=("trainer",),
-    ),
-    Metric("fourstage_step_seconds", "histogram", "Seconds of one training step.", ("rank",), roles=("trainer",)),
-    Metric("fourstage_steps_total", "counter", "Training steps done.", roles=("trainer",)),
-    Metric("fourstage_loss", "gauge", "Mean loss of the last training step reported.", roles=("trainer",)),
-    Metric("fourstage_learning_rate", "gauge", "Present learning rate.", roles=("trainer",)),
-    Metric(
-        "fourstage_error_ratio",
-        "gauge",
-        "Share of images whose label is not among the k most probable.",
-        ("split", "k"),
-        roles=("trainer",),
-    ),
-    Metric(
-        "fourstage_last_progress_timestamp_seconds",
-        "gauge",
-        "Unix time at which this process last finished a batch.",
-    ),
-)
 
 
 class StageMeter:
@@ -166,6 +60,10 @@ class StageMeter:
         """Work that did not finish a batch."""
         self._busy += max(0.0, seconds)
         self._counter("fourstage_busy_seconds_total", self._stage).inc(max(0.0, seconds))
+
+    def uploaded(self, path: Literal["registered", "staged"], size: int) -> None:
+        """Of the copy stage: ``size`` bytes of pixels went up to a GPU."""
+        self._counter("fourstage_uploaded_bytes_total", path).inc(size)
 
     def waited(self, seconds: float, blocked_on: Literal["upstream", "downstream"]) -> None:
         """Time without work, and on whose account."""

@@ -1,13 +1,12 @@
 """Stage 3: from the slot to the device, one batch ahead of training, in two buffers.
 
-While training reads one buffer the other is filled. On CUDA the bytes go up on a stream of their own and the slot
-is free when an event says that the upload is over; on a CPU the finish step reads straight out of the slot.
+While training reads one buffer the other is filled. On a GPU the bytes go up and are finished there (``upload``);
+on a CPU the finish step reads straight out of the slot.
 """
 
 import queue
 import threading
 import time
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +19,10 @@ from fourstage.process import StopFlag
 from fourstage.telemetry import StageMeter
 from fourstage.trace import Trace
 from fourstage.trainer.finish import Finish
-from fourstage.trainer.inbox import FeedBatch, Inbox
-from fourstage.trainer.receipt import batch_digest, pixel_digests
+from fourstage.trainer.inbox import FeedBatch
+from fourstage.trainer.receipt import pixel_digests, sample_digests
+from fourstage.trainer.relay import Batches
+from fourstage.trainer.upload import Upload
 
 _BUFFERS = 2
 _POLL_SECONDS = 0.2
@@ -36,7 +37,8 @@ class DeviceBatch:
     """
 
     batch: FeedBatch
-    digest: bytes
+    samples: bytes
+    """The digests of its rows, 16 bytes each."""
     images: Tensor
     labels: Tensor
     ready: "torch.cuda.Event | None"
@@ -49,7 +51,7 @@ class CopyStage:
 
     def __init__(
         self,
-        inbox: Inbox,
+        inbox: Batches,
         finish: Finish | None,
         *,
         rows: int,
@@ -70,13 +72,9 @@ class CopyStage:
         self._label = label
         shape = (rows if finish else 0, crop, crop, 3)
         self._images = [torch.empty(shape, dtype=torch.float32, device=device) for _ in range(_BUFFERS)]
-        on_gpu = device.type == "cuda" and finish is not None
-        self._uploads = [torch.empty(shape, dtype=torch.uint8, device=device) for _ in range(_BUFFERS if on_gpu else 0)]
-        if on_gpu:
-            # Slots are mapped read-only, and torch has no tensors that know it.
-            warnings.filterwarnings("ignore", message="The given (buffer|NumPy array) is not writable")
-        self._stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
-        self._trained: list[torch.cuda.Event | None] = [None] * _BUFFERS
+        self._upload: Upload | None = None
+        if device.type == "cuda" and finish is not None:
+            self._upload = Upload(finish, rows=rows, crop=crop, buffers=_BUFFERS, device=device, meter=meter)
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for buffer in range(_BUFFERS):
             self._free.put(buffer)
@@ -106,10 +104,8 @@ class CopyStage:
         """Training has been told to use the batch and nothing later will: its buffer may be filled again."""
         if self._finish is None:
             item.batch.release()
-        if self._stream is not None:
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record(torch.cuda.current_stream(self._device))
-            self._trained[item.buffer] = event
+        if self._upload is not None:
+            self._upload.trained(item.buffer)
         self._free.put(item.buffer)
 
     def close(self) -> None:
@@ -137,6 +133,8 @@ class CopyStage:
         except queue.Empty:
             self._meter.waited(time.monotonic() - mark, "downstream")
             return None
+        if self._upload is not None:
+            self._upload.wait(buffer)
         free_at = time.monotonic()
         self._meter.waited(free_at - mark, "downstream")
         batch = self._inbox.next(_POLL_SECONDS)
@@ -146,39 +144,25 @@ class CopyStage:
             self._free.put(buffer)
             return None
         self._trace.stay("transform", batch.seq, None, began, self._label)
-        digest = batch_digest(batch, pixel_digests(batch.pixels) if self._digest_pixels else b"")
+        samples = sample_digests(batch, pixel_digests(batch.pixels) if self._digest_pixels else b"")
         size = batch.pixels.nbytes
         rows = len(batch.keys)
         images, labels, ready = self._fill(buffer, batch)
         ended = time.monotonic()
         self._meter.done(ended - began, items=rows, size=size)
         self._trace.work("copy", batch.seq, began, ended, self._label)
-        return DeviceBatch(batch, digest, images, labels, ready, began, buffer)
+        return DeviceBatch(batch, samples, images, labels, ready, began, buffer)
 
     def _fill(self, buffer: int, batch: FeedBatch) -> "tuple[Tensor, Tensor, torch.cuda.Event | None]":
         out = self._images[buffer][: len(batch.keys)]
-        labels = torch.from_numpy(batch.labels.astype(np.int64))
-        if self._finish is None:
-            return out.permute(0, 3, 1, 2), labels, None
-        if self._stream is None:
-            self._finish(batch.pixels, batch.offsets, batch.reflections, batch.shifts, out)
+        images = out.permute(0, 3, 1, 2)
+        if self._upload is not None:
+            labels, ready = self._upload(buffer, batch, slot_tensor(batch.pixels), out)
+            return images, labels, ready
+        if self._finish is not None:
+            self._finish(batch.pixels, batch.offsets, batch.reflections, batch.shifts, out, epoch=batch.place.epoch)
             batch.release()
-            return out.permute(0, 3, 1, 2), labels, None
-        with torch.cuda.stream(self._stream):
-            if (trained := self._trained[buffer]) is not None:
-                self._stream.wait_event(trained)
-            upload = self._uploads[buffer][: len(batch.keys)]
-            upload.copy_(slot_tensor(batch.pixels), non_blocking=True)
-            uploaded = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            uploaded.record(self._stream)
-            self._finish(upload, batch.offsets, batch.reflections, batch.shifts, out)
-            on_device = labels.to(self._device, non_blocking=True)
-            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            ready.record(self._stream)
-        # PyTorch guards only memory that it pinned itself: the slot is free when our own event says so.
-        uploaded.synchronize()
-        batch.release()
-        return out.permute(0, 3, 1, 2), on_device, ready
+        return images, torch.from_numpy(batch.labels.astype(np.int64)), None
 
 
 class _Writable:
