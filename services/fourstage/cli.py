@@ -17,11 +17,13 @@ import typer
 from rich.console import Console
 
 from fourstage import __version__, rundir
+from fourstage.by_hand import request_rate
 from fourstage.engine.foreground import free_run_directory, run_in_foreground
 from fourstage.engine.processes import ERROR_PREFIX
 from fourstage.errors import FourstageError, SettingsError
 from fourstage.services import Launch, run_augmenter, run_loader, run_trainer, trace_folder
 from fourstage.settings import Settings, load_settings, write_settings
+from fourstage.telemetry import configure_logging
 from fourstage.view import StoreBar, render
 
 app = typer.Typer(
@@ -129,6 +131,7 @@ def run(
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of order, draws, weights and dropout.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    parallel: Annotated[str | None, typer.Option(help="none, columns (the paper's two GPUs) or data.")] = None,
     transport: Annotated[str | None, typer.Option(help="arena or inline.")] = None,
     receipt: Annotated[str | None, typer.Option(help="keys or pixels.")] = None,
     trace: Annotated[bool, typer.Option("--trace", help="Write trace.json for ui.perfetto.dev.")] = False,
@@ -140,7 +143,7 @@ def run(
     """Train: start loader, augmenters and trainer here, watch them, stop them in order."""
     flags = {
         "train.max_steps": max_steps, "train.epochs": epochs, "seed": seed, "train.device": device,
-        "transport": transport, "receipt": receipt, "trace": True if trace else None,
+        "parallel": parallel, "transport": transport, "receipt": receipt, "trace": True if trace else None,
     }  # fmt: skip
     began_with = run_dir / rundir.SETTINGS
     source = recipe or (str(began_with) if resume and began_with.is_file() else "alexnet")
@@ -184,6 +187,82 @@ def demo(
 
 
 @app.command()
+def evaluate(
+    run_dir: Annotated[list[Path], typer.Option("--run-dir", help="Directory of a run; several are averaged.")],
+    store: StoreOption,
+    split: Annotated[str, typer.Option(help="The split to test on.")] = "val",
+    views: Annotated[int, typer.Option(help="1: the centre; 10: the paper's corners, centre, reflections.")] = 10,
+    augmenters: Annotated[str, typer.Option(help="Number of augmenters, or auto.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the files; unset, evaluation in the first run's directory.")
+    ] = None,
+    json_: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Errors of trained networks on a split, each alone and all averaged, as in the paper's section 6."""
+    from fourstage.evaluation import load_trained, written
+    from fourstage.evaluation.evaluate import evaluate as evaluate_runs
+
+    configure_logging("evaluate", debug=debug)
+    folder = out or run_dir[0] / written.FOLDER
+    runs = [load_trained(path, device) for path in run_dir]
+    written.check_folder(folder)
+    with StoreBar("evaluating", quiet=json_) as progress:
+        evaluation = evaluate_runs(
+            runs, store, split=split, views=views, augmenters=augmenter_count(augmenters, runs[0].settings),
+            progress=progress.show,
+        )  # fmt: skip
+    written.write(evaluation, folder)
+    if json_:
+        typer.echo(json.dumps(written.document(evaluation)))
+    else:
+        Console().print(written.table(evaluation))
+        _say(f"written to {folder}", quiet=False)
+
+
+@app.command()
+def figures(
+    run_dir: Annotated[list[Path], typer.Option("--run-dir", help="Directory of a run; several are compared.")],
+    store: Annotated[Path | None, typer.Option("--store", help="The run's store: figure 4 shows its images.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the pictures; unset, figures in the first run's directory.")
+    ] = None,
+    timeline: Annotated[
+        str | None, typer.Option(metavar="FIRST:LAST", help="Batches of the timeline; unset, a typical dozen.")
+    ] = None,
+    neighbours_from: Annotated[int, typer.Option(min=1, help="Training images that figure 4 compares with.")] = 10_000,
+    json_: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Draw runs: learning curves, the paper's figures 1, 3 and 4, and the timeline of the four stages."""
+    from fourstage.figures.make import FOLDER, Request, make_figures
+    from fourstage.figures.passages import parse_window
+
+    configure_logging("figures", debug=debug)
+    with StoreBar("comparing features", quiet=json_ or store is None) as progress:
+        request = Request(
+            out=out or run_dir[0] / FOLDER, store=store, candidates=neighbours_from,
+            window=parse_window(timeline) if timeline else None, progress=progress.show,
+        )  # fmt: skip
+        made, not_made = make_figures(run_dir, request)
+    if json_:
+        report = {
+            "made": [{"file": str(figure.file), "shows": figure.shows} for figure in made],
+            "not_made": [{"name": figure.name, "why": figure.why} for figure in not_made],
+        }
+        typer.echo(json.dumps(report))
+    else:
+        for figure in made:
+            typer.echo(f"{figure.file}: {figure.shows}")
+        for missing in not_made:
+            typer.echo(f"{missing.name} is not made: {missing.why}")
+    if not made:
+        names = ", ".join(map(str, run_dir))
+        raise FourstageError(f"no figure can be made of {names}", hint="standard output has the reason of each")
+
+
+@app.command()
 def status(run_dir: RunDirOption = Path(), json_: JsonOption = False) -> None:
     """Where a run stands and what it waits for."""
     values = rundir.read_json(run_dir / rundir.STATUS)
@@ -191,6 +270,16 @@ def status(run_dir: RunDirOption = Path(), json_: JsonOption = False) -> None:
         typer.echo(json.dumps(values))
     else:
         Console().print(render(values))
+
+
+@app.command()
+def rate(
+    value: Annotated[float, typer.Argument(help="The weights' new learning rate; later drops divide it.")],
+    run_dir: RunDirOption,
+) -> None:
+    """Set the learning rate of a run by hand, while it trains or before it is resumed."""
+    request_rate(run_dir, value)
+    typer.echo(f"rate {value:g} is asked of {run_dir}: its trainer takes it before its next step")
 
 
 @app.command()

@@ -81,18 +81,21 @@ def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
 
 
 class Lines:
-    """Appends objects to a JSON lines file."""
+    """Appends objects to a JSON lines file; without a path they are dropped."""
 
-    def __init__(self, path: Path) -> None:
-        self._file: TextIO = path.open("a", encoding="utf-8")
+    def __init__(self, path: Path | None) -> None:
+        self._file: TextIO | None = path.open("a", encoding="utf-8") if path else None
 
     def add(self, value: dict[str, Any]) -> None:
         """One line; it reaches the file with ``flush``."""
-        self._file.write(json.dumps(value) + "\n")
+        if self._file:
+            self._file.write(json.dumps(value) + "\n")
 
     def flush(self) -> None:
         """Hand what was added to the kernel: it survives this process."""
-        self._file.flush()
+        if self._file:
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file:
+            self._file.close()

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import fourstage
 from fourstage import rundir
+from fourstage.metrics import Role
 from fourstage.process import ORPHANED, StopFlag, sockets_folder
 from fourstage.settings import Settings
-from fourstage.telemetry import Role, Telemetry, configure_logging
+from fourstage.telemetry import Telemetry, configure_logging
 from fourstage.trace import TRACE_FOLDER, Trace
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ def run_loader(launch: Launch, store_path: Path) -> int:
             if configured.startswith("file:"):
                 rundir.write_whole(Path(configured.removeprefix("file:")), service.address + "\n")
             log.info("serving %s at %s", store_path, service.address)
-            announce(launch, base, address=service.address)
+            announce(launch, base, "loader", address=service.address)
             service.run()
         finally:
             service.close()
@@ -110,7 +111,7 @@ def run_augmenter(launch: Launch, name: str) -> int:
             stop=base.stop,
         )
         try:
-            announce(launch, base)
+            announce(launch, base, name)
             service.run()
         finally:
             service.close()
@@ -118,32 +119,48 @@ def run_augmenter(launch: Launch, name: str) -> int:
 
 
 def run_trainer(launch: Launch, run_dir: Path, *, resume: bool) -> int:
-    """Train to the end; 130 where it was interrupted."""
+    """Train to the end; 130 where it was interrupted.
+
+    Among several trainers (torchrun's RANK and WORLD_SIZE) also an interrupted one ends with 0, because torchrun
+    takes anything else for a failure; ``summary.json`` says which it was.
+    """
+    from fourstage.trainer.device import choose_device
+    from fourstage.trainer.group import Group, layout
     from fourstage.trainer.service import TrainerService
 
-    with started("trainer", "trainer", launch) as base:
-        announce(launch, base)
-        service = TrainerService(
-            launch.settings,
-            run_dir,
-            sockets=base.sockets,
-            resume=resume,
-            telemetry=base.telemetry,
-            trace=base.trace,
-            stop=base.stop,
-        )
-        try:
-            state = service.run()
-        finally:
-            service.close()
-    return 0 if state == "done" else 130
+    place = layout(launch.settings, os.environ)
+    name = "trainer" if place.world == 1 else f"trainer-{place.rank}"
+    with started("trainer", name, launch) as base:
+        announce(launch, base, name)
+        device = choose_device(launch.settings)
+        with Group(place, device, base.stop) as group:
+            service = TrainerService(
+                launch.settings,
+                run_dir,
+                group=group,
+                device=device,
+                name=name,
+                sockets=base.sockets,
+                resume=resume,
+                telemetry=base.telemetry,
+                trace=base.trace,
+                stop=base.stop,
+            )
+            try:
+                state = service.run()
+            finally:
+                service.close()
+    return 0 if state == "done" or place.world > 1 else 130
 
 
-def announce(launch: Launch, base: Started, **facts: str) -> None:
-    """Say in a file that the service is up, and where its pages are."""
+def announce(launch: Launch, base: Started, name: str, **facts: str) -> None:
+    """Say in a file that the service is up, and where its pages are.
+
+    The file is the one that the service was started with; of several trainers each has its own beside it.
+    """
     if launch.announce is not None:
-        text = json.dumps({"pid": os.getpid(), "metrics": base.page, **facts})
-        rundir.write_whole(launch.announce, text)
+        path = launch.announce.with_name(f"{name}.json") if name.startswith("trainer-") else launch.announce
+        rundir.write_whole(path, json.dumps({"pid": os.getpid(), "metrics": base.page, **facts}))
 
 
 def trace_folder(run_dir: Path) -> Path:

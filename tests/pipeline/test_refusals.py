@@ -41,7 +41,7 @@ def refuse(code: int, *words: str, command: tuple[str, ...]) -> None:
 )
 def test_a_wrong_setting(store: Path, tmp_path: Path, setting: str, words: tuple[str, ...]) -> None:
     run_dir = tmp_path / "run"
-    command = ("run", "--store", str(store), "--recipe", "cifar-relu", "--run-dir", str(run_dir), "--set", setting)
+    command = ("run", "--store", str(store), "--recipe", "cifar-augmented", "--run-dir", str(run_dir), "--set", setting)
     refuse(2, *words, command=command)
     assert not run_dir.exists()
 
@@ -86,7 +86,7 @@ def test_a_read_only_run_directory(store: Path) -> None:
 @pytest.mark.parametrize("stage", ["loader", "augmenter"])
 def test_a_memory_limit_too_small_for_one_slot(store: Path, tmp_path: Path, stage: str) -> None:
     run = start_run(
-        store, tmp_path / "run", "--recipe", "cifar-relu", *SMALL, "--set", f"{stage}.memory=4000", "--augmenters", "1"
+        store, tmp_path / "run", "--recipe", "cifar-augmented", *SMALL, "--set", f"{stage}.memory=4000", "--augmenters", "1"
     )
     code, out, error = run.finish(60)
     assert code == 1
@@ -103,7 +103,7 @@ def test_a_directory_that_already_holds_a_run(store: Path, tmp_path: Path) -> No
     refuse(
         2,
         "--resume",
-        command=("run", "--store", str(store), "--run-dir", str(tmp_path), "--recipe", "cifar-relu", *SMALL),
+        command=("run", "--store", str(store), "--run-dir", str(tmp_path), "--recipe", "cifar-augmented", *SMALL),
     )
     refuse(
         2,
@@ -119,7 +119,7 @@ def test_an_altered_sample_ends_the_run_by_its_name(store: Path, tmp_path: Path)
     data = bytearray(shard.read_bytes())
     data[int(open_store(store).split("train").records["offset"][7]) + 300] ^= 0xFF
     shard.write_bytes(data)
-    run = start_run(altered, tmp_path / "run", "--recipe", "cifar-relu", *SMALL)
+    run = start_run(altered, tmp_path / "run", "--recipe", "cifar-augmented", *SMALL)
     code, _, error = run.finish(60)
     assert code == 1
     assert "was altered" in error

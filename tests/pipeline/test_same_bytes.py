@@ -15,7 +15,7 @@ STEPS = EPOCHS * SAMPLES // BATCH
 WORK = ["--set", "augmenter.batch_seconds=0.15"]
 """Slow enough that a kill falls into the middle of something."""
 NETWORK = [
-    "--recipe", "cifar-relu", "--receipt", "pixels", "--epochs", str(EPOCHS), "--seed", "7", "--device", "cpu",
+    "--recipe", "cifar-augmented", "--receipt", "pixels", "--epochs", str(EPOCHS), "--seed", "7", "--device", "cpu",
     "--set", f"augmenter.crop={CROP}", "--set", f"batch_size={BATCH}", "--set", "colour_std=0.1",
     "--set", "loader.silence_seconds=2.0",
 ]  # fmt: skip

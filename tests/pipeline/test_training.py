@@ -74,8 +74,8 @@ def _normal_quantile(entry: int) -> float:
 def test_losses_equal_a_plain_loop_to_the_last_bit(store: Path, tmp_path: Path) -> None:
     wanted = ["seed=5", f"augmenter.crop={CROP}", "batch_size=24", "colour_std=0.1", "model.response_norm=true"]
     flags = [part for value in wanted for part in ("--set", value)]
-    summary = complete_run(store, tmp_path / "run", "--recipe", "cifar-relu", "--max-steps", "30", *flags)
-    settings = load_settings("cifar-relu", overrides=wanted, environment={})
+    summary = complete_run(store, tmp_path / "run", "--recipe", "cifar-augmented", "--max-steps", "30", *flags)
+    settings = load_settings("cifar-augmented", overrides=wanted, environment={})
     assert losses(tmp_path / "run") == plain_losses(open_store(store), settings, 30)
     assert summary["steps"] == 30
 
@@ -104,7 +104,7 @@ def test_the_four_layer_net_learns_64_photographs_by_heart(tmp_path: Path) -> No
     prepare(tmp_path / "train", tmp_path / "store", size=CROP, workers=1)
     summary = complete_run(
         tmp_path / "store", tmp_path / "run", "--recipe", "cifar-relu", "--epochs", "40", "--set", "batch_size=16",
-        "--set", f"augmenter.crop={CROP}", "--set", "augment=false",
+        "--set", f"augmenter.crop={CROP}",
     )  # fmt: skip
     assert summary["final"]["split"] == "train"
     assert summary["final"]["top1_error"] == 0.0
@@ -115,13 +115,13 @@ def test_the_four_layer_net_learns_64_photographs_by_heart(tmp_path: Path) -> No
 def test_validation_errors_are_those_of_central_crops(store: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     complete_run(
-        store, run_dir, "--recipe", "cifar-relu", "--epochs", "1", "--set", "batch_size=16", "--set",
+        store, run_dir, "--recipe", "cifar-augmented", "--epochs", "1", "--set", "batch_size=16", "--set",
         f"augmenter.crop={CROP}",
     )  # fmt: skip
     from safetensors.torch import load_file
 
     opened = open_store(store)
-    network = build_network(load_settings("cifar-relu").model, classes=3, crop=CROP, seed=0)
+    network = build_network(load_settings("cifar-augmented").model, classes=3, crop=CROP, seed=0)
     (checkpoint,) = (run_dir / "checkpoints").iterdir()
     network.load_state_dict(load_file(checkpoint / "model.safetensors"))
     network.eval()

@@ -1,6 +1,7 @@
-"""The networks: shapes, response norm, dropout, first weights, and that they learn."""
+"""The networks: shapes, columns, dropout, first weights, and that they learn."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fourstage.errors import SettingsError
-from fourstage.settings import ModelSettings
+from fourstage.settings import ModelSettings, load_settings
 from fourstage.trainer.alexnet import AlexNet
 from fourstage.trainer.evaluate import Errors, mean_cross_entropy
 from fourstage.trainer.layers import dropout, dropout_mask, response_norm
@@ -36,20 +37,43 @@ def pictures(count: int, side: int, seed: int = 0) -> Tensor:
     return pixels.contiguous(memory_format=torch.channels_last)
 
 
-def reference_norm(maps: np.ndarray, columns: int) -> np.ndarray:
-    """The paper's formula, map by map."""
-    result = np.empty_like(maps)
-    in_column = maps.shape[1] // columns
-    for own in range(maps.shape[1]):
-        column = own // in_column
-        first, last = max(column * in_column, own - 2), min((column + 1) * in_column - 1, own + 2)
-        total = (maps[:, first : last + 1] ** 2).sum(1)
-        result[:, own] = maps[:, own] / (2.0 + 1e-4 * total) ** 0.75
-    return result
-
-
 def test_alexnet_has_the_papers_parameters(alexnet: AlexNet) -> None:
     assert parameter_count(alexnet) == 60_965_224
+
+
+def layer(outputs: int, inputs: int) -> int:
+    return outputs * (inputs + 1)
+
+
+DENSE = layer(4096, 256 * 36) + layer(4096, 4096) + layer(1000, 4096)
+SIXTH = layer(256, 9 * 256)
+FIRST_TWO = layer(96, 363) + layer(256, 25 * 48)
+FAMILY: list[tuple[dict[str, Any], int]] = [
+    ({"activation": "tanh", "map_norm": True, "overlapping_pooling": False}, 60_965_224),
+    ({"sixth_layer": True}, 60_965_224 + SIXTH),
+    (
+        {"columns": 1},
+        layer(48, 363) + layer(128, 25 * 48) + layer(192, 9 * 128) + layer(192, 9 * 192) + layer(256, 9 * 192) + DENSE,
+    ),
+    ({"without": ("conv3",)}, FIRST_TWO + layer(384, 9 * 128) + layer(256, 9 * 192) + DENSE),
+    ({"without": ("conv4",)}, FIRST_TWO + layer(384, 9 * 256) + layer(256, 9 * 192) + DENSE),
+    (
+        {"without": ("conv5",), "sixth_layer": True},
+        FIRST_TWO + layer(384, 9 * 256) + layer(384, 9 * 192) + layer(256, 9 * 384) + DENSE,
+    ),
+    ({"without": ("fc6",)}, 60_965_224 - layer(4096, 4096)),
+    ({"without": ("fc7",)}, 60_965_224 - layer(4096, 4096)),
+    (
+        {"without": ("fc6", "fc7")},
+        60_965_224 - layer(4096, 256 * 36) - layer(4096, 4096) - layer(1000, 4096) + layer(1000, 256 * 36),
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "parameters"), FAMILY)
+def test_the_familys_parameters(changes: dict[str, Any], parameters: int) -> None:
+    network = build_network(ModelSettings.model_validate(changes), classes=1000, crop=224, seed=0)
+    assert parameter_count(network) == parameters
 
 
 def test_alexnet_has_the_papers_maps(alexnet: AlexNet) -> None:
@@ -67,7 +91,7 @@ def test_alexnet_has_the_papers_maps(alexnet: AlexNet) -> None:
     assert shapes["conv2"] == (256, 27, 27)
     assert shapes["conv3"] == shapes["conv4"] == (384, 13, 13)
     assert shapes["conv5"] == (256, 13, 13)
-    assert alexnet.fc6.in_features == 256 * 6 * 6
+    assert alexnet.get_parameter("fc6.weight").shape == (4096, 256 * 6 * 6)
 
 
 def test_alexnet_grid_begins_at_the_first_pixel(alexnet: AlexNet) -> None:
@@ -101,18 +125,78 @@ def test_first_weights_are_a_function_of_the_seed() -> None:
     assert torch.equal(torch.get_rng_state(), before), "the caller's generator was used"
 
 
+def test_alexnets_variants_begin_as_they_say() -> None:
+    """The 2012 code's middle layers; biases of 1 where the paper has them, and 0 in the sixth convolution."""
+    model = ModelSettings(middle_std=0.03, sixth_layer=True, without=("conv4",))
+    network = build_network(model, classes=10, crop=64, seed=0)
+    stds = {name: network.get_parameter(f"{name}.weight").std().item() for name, _ in network.named_children()}
+    assert stds == pytest.approx(
+        {name: 0.03 if name in {"conv3", "conv5"} else 0.01 for name in stds}, rel=0.02, abs=0.0
+    )
+    biases = {name: set(network.get_parameter(f"{name}.bias").tolist()) for name in stds}
+    assert biases == {name: {float(name in {"conv2", "conv5", "fc6", "fc7"})} for name in stds}
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"model.without": ["fc6", "fc6"]}, r"model\.without = \['fc6', 'fc6'\]: name each layer once"),
+        ({"model.without": ["conv2"]}, "'conv2'.*'conv3', 'conv4'"),
+        ({"model.without": ["fc6", "fc7"], "model.dropout": 0.5}, "set it to 0 or keep one of them"),
+        ({"model.columns": 1, "parallel": "columns"}, r"model\.columns = 2"),
+        ({"model.name": "cifar", "parallel": "columns"}, r"model\.name = 'alexnet'"),
+        ({"model.name": "cifar", "model.sixth_layer": True}, r"model\.sixth_layer = True.*leave it out"),
+        ({"model.name": "cifar", "model.without": ["conv3"]}, r"model\.without = \('conv3',\).*leave it out"),
+        ({"model.name": "cifar", "model.middle_std": 0.03}, r"model\.middle_std = 0\.03.*leave it out"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(values: dict[str, Any], expected: str) -> None:
+    with pytest.raises(SettingsError, match=expected):
+        load_settings("drain", flags={"model.name": "alexnet", **values}, environment={})
+
+
+def test_cifar_has_the_settings_that_apply_to_it() -> None:
+    """Each changes what it computes."""
+    base = {"name": "cifar", "response_norm": True}
+    images = pictures(2, 16)
+    logits = []
+    changes: list[dict[str, Any]] = [
+        {},
+        {"activation": "abs-tanh"},
+        {"response_norm": False},
+        {"norm_scale": "mean"},
+        {"overlapping_pooling": False},
+        {"init_std": 0.01},
+    ]
+    for change in changes:
+        network = build_network(ModelSettings.model_validate({**base, **change}), classes=3, crop=16, seed=0)
+        logits.append(network(images))
+        assert network.features(images).shape == (2, 64 * (4 if change == {"overlapping_pooling": False} else 1))
+    assert len({tuple(made.flatten().tolist()) for made in logits}) == len(changes)
+
+
 def test_init_std_replaces_every_layers() -> None:
     network = build_network(ModelSettings(name="cifar", init_std=0.5), classes=10, crop=32, seed=0)
     for layer in network.children():
         assert abs(layer.get_parameter("weight").std().item() - 0.5) < 0.02
 
 
-@pytest.mark.parametrize(("name", "crop"), [("alexnet", 63), ("alexnet", 1), ("cifar", 14)])
-def test_too_small_crops_are_refused(name: str, crop: int) -> None:
-    model = ModelSettings.model_validate({"name": name})
+@pytest.mark.parametrize(
+    ("name", "overlapping", "crop", "least"),
+    [
+        ("alexnet", True, 63, 64),
+        ("alexnet", True, 1, 64),
+        ("alexnet", False, 35, 36),
+        ("cifar", True, 14, 15),
+        ("cifar", False, 7, 8),
+    ],
+)
+def test_too_small_crops_are_refused(name: str, overlapping: bool, crop: int, least: int) -> None:
+    model = ModelSettings.model_validate({"name": name, "overlapping_pooling": overlapping})
     with pytest.raises(SettingsError, match=f"crops of {crop} pixels") as refused:
         build_network(model, classes=10, crop=crop, seed=0)
-    assert "augmenter.crop" in refused.value.hint
+    assert f"augmenter.crop to {least} or more" in refused.value.hint
+    assert build_network(model, classes=2, crop=least, seed=0)(pictures(1, least)).shape == (1, 2)
 
 
 def test_the_drain_model_has_no_network() -> None:
@@ -126,30 +210,12 @@ def test_cifar_takes_any_crop(crop: int) -> None:
     assert network(pictures(2, crop)).shape == (2, 3)
 
 
-@pytest.mark.parametrize("columns", [1, 2])
-@pytest.mark.parametrize("channels", [2, 4, 12])
-def test_response_norm_is_the_papers_formula(columns: int, channels: int) -> None:
-    maps = np.random.default_rng(0).normal(0.0, 100.0, (2, channels, 3, 4))
-    found = response_norm(torch.from_numpy(maps), columns=columns)
-    np.testing.assert_allclose(found.numpy(), reference_norm(maps, columns), rtol=1e-12)
-
-
-def test_response_norm_has_the_right_gradient() -> None:
-    maps = torch.randn(2, 8, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 50
-    assert torch.autograd.gradcheck(lambda m: response_norm(m, alpha=1e-2), maps.requires_grad_())
-
-
 def test_a_column_never_sees_the_others_maps() -> None:
     maps = pictures(1, 4).repeat(1, 4, 1, 1)
     changed = maps.clone()
     changed[:, 6:] = 0.0
-    assert torch.equal(response_norm(maps)[:, :6], response_norm(changed)[:, :6])
+    assert torch.equal(response_norm(maps, columns=2)[:, :6], response_norm(changed, columns=2)[:, :6])
     assert not torch.equal(response_norm(maps, columns=1)[:, :6], response_norm(changed, columns=1)[:, :6])
-
-
-def test_response_norm_keeps_channels_last() -> None:
-    maps = torch.randn(2, 12, 5, 5).contiguous(memory_format=torch.channels_last)
-    assert response_norm(maps).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_masks_are_the_same_for_any_slicing() -> None:

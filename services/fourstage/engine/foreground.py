@@ -47,7 +47,8 @@ def run_in_foreground(
         sockets = private_folder(settings.sockets)
         stack.callback(shutil.rmtree, sockets, ignore_errors=True)
         view = stack.enter_context(LiveView(console))
-        code = LocalRun(run_dir, sockets, store.absolute(), augmenters, resume, debug).run(stop, view)
+        run = LocalRun(run_dir, sockets, store.absolute(), augmenters, resume, trainers(settings), debug)
+        code = run.run(stop, view)
     if settings.trace:
         merge(events, run_dir / rundir.TRACE)
         shutil.rmtree(events, ignore_errors=True)
@@ -68,6 +69,25 @@ def run_in_foreground(
             highlight=False,
         )
     return code
+
+
+def trainers(settings: Settings) -> int:
+    """How many trainers the settings ask for on this machine."""
+    match settings.parallel:
+        case "none":
+            return 1
+        case "columns":
+            return 2 * (settings.replicas or 1)
+        case "data":
+            return settings.replicas or _gpus(settings) or 2
+
+
+def _gpus(settings: Settings) -> int:
+    if settings.train.device == "cpu":
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def written(run_dir: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """The processes of one run on this machine.
 
-Loader and augmenters that die are started again; a trainer that was killed goes on from its last checkpoint.
+Loader and augmenters that die are started again; a trainer that was killed goes on from its last checkpoint. Several
+trainers run under torchrun, and when one of them dies all of them end.
 """
 
 import json
@@ -8,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from fourstage.process import StopFlag
 
 _TRAINER_STOP_SECONDS = 120.0
 """Time for the last step and the checkpoint."""
+_RANKS_END_SECONDS = 12
+"""How long torchrun waits for the trainers that a dead one leaves: they need half of it to know whose death it was."""
 _LOADER, _TRAINER = "loader", "trainer"
 
 
@@ -31,6 +35,7 @@ class LocalRun:
     store: Path
     augmenters: int
     resume: bool
+    trainers: int = 1
     debug: bool = False
     _processes: Processes = field(init=False)
 
@@ -55,13 +60,25 @@ class LocalRun:
         self._processes.start(_LOADER, ["loader", "--store", os.fspath(self.store)])
         for name in self._augmenters():
             self._processes.start(name, ["augmenter", "--name", name])
-        self._processes.start(_TRAINER, self._trainer(resume=self.resume))
+        self._processes.start(_TRAINER, self._trainer(resume=self.resume), self._torchrun())
 
     def _augmenters(self) -> list[str]:
         return [f"augmenter-{number}" for number in range(self.augmenters)]
 
     def _trainer(self, *, resume: bool) -> list[str]:
         return ["trainer", "--run-dir", os.fspath(self.run_dir), *(["--resume"] if resume else [])]
+
+    def _torchrun(self) -> tuple[str, ...]:
+        if self.trainers == 1:
+            return ()
+        return (
+            "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.trainers),
+            "--max-restarts", "0", "--shutdown-timeout", str(_RANKS_END_SECONDS),
+        )  # fmt: skip
+
+    def _ranks(self) -> list[str]:
+        """The trainers that torchrun starts, by the names under which they announce themselves."""
+        return [f"{_TRAINER}-{rank}" for rank in range(self.trainers)] if self.trainers > 1 else []
 
     def _watch(self, stop: StopFlag, show: Callable[[dict[str, Any]], None]) -> int:
         shown: dict[str, Any] = {}
@@ -70,7 +87,7 @@ class LocalRun:
         while True:
             if stop and not told_to_stop:
                 told_to_stop = True
-                self._processes.signal(_TRAINER, signal.SIGTERM)
+                self._stop_training()
             code = self._processes.poll(_TRAINER)
             status = self._status()
             if status and status != shown:
@@ -82,7 +99,7 @@ class LocalRun:
             if stop.urgent:
                 return 130
             if code is not None and not self._restart_trainer(code, stop):
-                return code
+                return self._ended(code)
             self._processes.revive([_LOADER, *self._augmenters()])
             if told_to_stop:
                 # The flag stays set: waiting on it would not wait any more.
@@ -90,14 +107,31 @@ class LocalRun:
             else:
                 stop.wait(POLL_SECONDS)
 
+    def _stop_training(self) -> None:
+        """Tell one trainer: it tells the others, and all of them stop after the same step.
+
+        Told by torchrun they would stop one by one, and be killed if the checkpoint takes long.
+        """
+        first = self._announced(self._ranks()[0]) if self._ranks() else {}
+        if "pid" in first:
+            os.kill(first["pid"], signal.SIGTERM)
+        else:
+            self._processes.signal(_TRAINER, signal.SIGTERM)
+
     def _restart_trainer(self, code: int, stop: StopFlag) -> bool:
         """Start a killed trainer again; one that has ended by itself stays ended."""
-        if code > 0 and code != 130:
+        if (code > 0 and code != 130) or (code < 0 and self.trainers > 1):
             raise FourstageError(self._processes.last_words(_TRAINER, code))
         if code >= 0 or stop:
             return False
         self._processes.restart(_TRAINER, code, self._trainer(resume=True))
         return True
+
+    def _ended(self, code: int) -> int:
+        """torchrun takes any code but 0 for a failure, so trainers under it say only in the summary how they ended."""
+        if code == 0 and self.trainers > 1 and rundir.read_json(self.run_dir / rundir.SUMMARY)["state"] != "done":
+            return 130
+        return code
 
     def _stop_all(self, stop: StopFlag) -> None:
         """Trainer, then augmenters, then loader: each stage outlives those that it feeds."""
@@ -107,7 +141,16 @@ class LocalRun:
             ([_LOADER], STOP_SECONDS),
         ):
             self._processes.stop(names, seconds, lambda: stop.urgent)
+            for rank in self._ranks():
+                self._kill_leftover(rank)
         self._processes.let_go()
+
+    def _kill_leftover(self, rank: str) -> None:
+        """A trainer whose torchrun was killed would notice it by itself, but only after seconds."""
+        if "pid" in (announced := self._announced(rank)):
+            with suppress(ProcessLookupError):
+                os.kill(announced["pid"], signal.SIGKILL)
+        (self.sockets / f"{rank}.json").unlink(missing_ok=True)
 
     def _status(self) -> dict[str, Any]:
         try:
@@ -119,10 +162,15 @@ class LocalRun:
         """Who runs: process number and pages of each."""
         listed = {}
         for name in self._processes.names():
-            try:
-                announced = json.loads((self.sockets / f"{name}.json").read_text("utf-8"))
-            except (OSError, ValueError):
-                announced = {}
+            announced = self._announced(name)
             pid = self._processes.pid(name)
             listed[name] = {"pid": pid} | (announced if announced.get("pid") == pid else {})
-        return listed
+        return listed | {rank: announced for rank in self._ranks() if (announced := self._announced(rank))}
+
+    def _announced(self, name: str) -> dict[str, Any]:
+        """What a process said of itself; nothing before it is up."""
+        try:
+            announced = json.loads((self.sockets / f"{name}.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return announced if isinstance(announced, dict) else {}

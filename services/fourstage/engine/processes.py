@@ -38,6 +38,7 @@ class Child:
 
     name: str
     arguments: list[str]
+    launcher: tuple[str, ...]
     process: "subprocess.Popen[bytes]"
     starts: list[float] = field(default_factory=list)
 
@@ -59,9 +60,13 @@ class Processes:
         self._writer = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         os.set_blocking(self._reader, True)
 
-    def start(self, name: str, arguments: Sequence[str]) -> None:
-        """Start a service: ``arguments`` of the command line, without what all of them get."""
-        self._children[name] = Child(name, list(arguments), self._popen(name, arguments), [time.monotonic()])
+    def start(self, name: str, arguments: Sequence[str], launcher: tuple[str, ...] = ()) -> None:
+        """Start a service: ``arguments`` of the command line, without what all of them get.
+
+        launcher: arguments of the interpreter before those, which start it several times over
+        """
+        process = self._popen(name, arguments, launcher)
+        self._children[name] = Child(name, list(arguments), launcher, process, [time.monotonic()])
 
     def names(self) -> list[str]:
         """In the order of their start."""
@@ -91,7 +96,7 @@ class Processes:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         log.warning("%s %s: started again", name, how)
         child.arguments = list(arguments or child.arguments)
-        child.process = self._popen(name, child.arguments)
+        child.process = self._popen(name, child.arguments, child.launcher)
         child.starts.append(time.monotonic())
 
     def last_words(self, name: str, code: int) -> str:
@@ -129,7 +134,7 @@ class Processes:
         os.close(self._writer)
         os.close(self._reader)
 
-    def _popen(self, name: str, arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
+    def _popen(self, name: str, arguments: Sequence[str], launcher: tuple[str, ...]) -> "subprocess.Popen[bytes]":
         environment = {key: value for key, value in os.environ.items() if not key.startswith(ENVIRONMENT_PREFIX)}
         environment |= {
             "FOURSTAGE_LOADER__ADDRESS": f"file:{self._sockets / ADDRESS}",
@@ -137,9 +142,11 @@ class Processes:
             # One process one core: the pools of BLAS and OpenMP would fight for it.
             "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", "1"),
             "OPENBLAS_NUM_THREADS": "1",
+            # Trainers of one machine meet on its loopback: a container's own name may not resolve.
+            **({"GLOO_SOCKET_IFNAME": "lo"} if launcher else {}),
         }
         command = [
-            sys.executable, "-m", "fourstage", *arguments, "--settings", os.fspath(self._settings),
+            sys.executable, *launcher, "-m", "fourstage", *arguments, "--settings", os.fspath(self._settings),
             "--announce", os.fspath(self._sockets / f"{name}.json"), "--lifeline",
             *(["--debug"] if self._debug else []),
         ]  # fmt: skip

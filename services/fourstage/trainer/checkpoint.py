@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -59,6 +59,9 @@ class CheckpointState:
 
     settings: dict[str, Any]
     """What must be the same when the run goes on."""
+
+    schedule: dict[str, Any] = field(default_factory=dict)
+    """Where the learning rate stood, with its changes by hand."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,15 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from fourstage.errors import SettingsError
 from fourstage.settings import ModelSettings
-from fourstage.trainer.layers import DropoutKey, activation, initialise, max_pool, pooled, response_norm
+from fourstage.trainer.layers import (
+    DropoutKey,
+    activation,
+    initialise,
+    max_pool,
+    pooled,
+    pooling_window,
+    response_norm,
+)
 
 _MAPS = 64
 _INPUT_SPREAD = 64.0
@@ -26,11 +34,12 @@ class CifarNet(nn.Module):
     def __init__(self, model: ModelSettings, *, classes: int, crop: int, seed: int) -> None:
         """Draw a network for ``crop`` x ``crop`` pixels; SettingsError where pooling would leave none."""
         super().__init__()
-        side = pooled(pooled(pooled(crop)))
+        window = pooling_window(model.overlapping_pooling)
+        side = pooled(pooled(pooled(crop, window), window), window)
         if side < 1:
             raise SettingsError(
                 f"cifar cannot see crops of {crop} pixels: nothing is left after its last pooling",
-                hint="set augmenter.crop to 15 or more",
+                hint=f"set augmenter.crop to {15 if model.overlapping_pooling else 8} or more",
             )
         with torch.device("meta"):
             self.conv1 = nn.Conv2d(3, _MAPS, 5, padding=2)
@@ -44,7 +53,8 @@ class CifarNet(nn.Module):
         self.to_empty(device="cpu")
         initialise(self, seed=seed, stds={name: model.init_std or std for name, std in stds.items()})
         convert_conv2d_weight_memory_format(self, torch.channels_last)
-        self._response_norm = model.response_norm
+        self._settings = model
+        self._window = window
         self._activation = activation(model.activation)
 
     def forward(self, images: Tensor, dropout: DropoutKey | None = None) -> Tensor:  # noqa: ARG002
@@ -52,11 +62,20 @@ class CifarNet(nn.Module):
 
         ``dropout`` is AlexNet's: there are no such layers here, training and test are the same function.
         """
-        maps = max_pool(self._norm(self._activation(self.conv1(images))))
-        maps = max_pool(self._norm(self._activation(self.conv2(maps))))
-        maps = max_pool(self._activation(self.conv3(maps)))
-        logits: Tensor = self.fc4(maps.flatten(1))
+        logits: Tensor = self.fc4(self.features(images))
         return logits
 
+    def features(self, images: Tensor) -> Tensor:
+        """What fc4 reads: (N, 64 * side * side), the maps after the last pooling."""
+        maps = self._pool(self._norm(self._activation(self.conv1(images))))
+        maps = self._pool(self._norm(self._activation(self.conv2(maps))))
+        maps = self._pool(self._activation(self.conv3(maps)))
+        return maps.flatten(1)
+
     def _norm(self, maps: Tensor) -> Tensor:
-        return response_norm(maps, columns=1) if self._response_norm else maps
+        if not self._settings.response_norm:
+            return maps
+        return response_norm(maps, scale=self._settings.norm_scale, columns=1)
+
+    def _pool(self, maps: Tensor) -> Tensor:
+        return max_pool(maps, self._window)

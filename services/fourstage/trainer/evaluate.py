@@ -19,6 +19,19 @@ class ErrorRates:
     top5_error: float | None
     """None below six classes, where the first five say nothing."""
 
+    @classmethod
+    def of(cls, totals: Tensor, classes: int) -> "ErrorRates | None":
+        """From (4,) ``Errors.totals``, of one process or added up over several; None where nothing was counted."""
+        samples, loss, top1, top5 = totals.tolist()
+        if samples == 0:
+            return None
+        return cls(
+            samples=int(samples),
+            loss=loss / samples,
+            top1_error=top1 / samples,
+            top5_error=top5 / samples if classes > _TOP else None,
+        )
+
 
 def mean_cross_entropy(logits: Tensor, labels: Tensor, *, batch_size: int) -> Tensor:
     """Cross-entropy of a share of a batch over the size of the whole batch: a scalar to call ``backward`` on.
@@ -55,12 +68,4 @@ class Errors:
 
     def result(self) -> ErrorRates | None:
         """The rates of all that was added; None where nothing was. Waits for the device."""
-        samples, loss, top1, top5 = self.totals.tolist()
-        if samples == 0:
-            return None
-        return ErrorRates(
-            samples=int(samples),
-            loss=loss / samples,
-            top1_error=top1 / samples,
-            top5_error=top5 / samples if self._classes > _TOP else None,
-        )
+        return ErrorRates.of(self.totals, self._classes)

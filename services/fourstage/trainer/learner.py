@@ -1,45 +1,60 @@
-"""What stage 4 does with a batch: train a network, or only take its time."""
+"""What a batch is used for: a step of training, a test, or nothing at all."""
 
 import time
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from fourstage.errors import SettingsError
 from fourstage.settings import Settings
+from fourstage.trainer.columns import slice_of, whole
 from fourstage.trainer.evaluate import ErrorRates, Errors, mean_cross_entropy
-from fourstage.trainer.layers import DropoutKey
-from fourstage.trainer.networks import build_network
+from fourstage.trainer.group import Group
+from fourstage.trainer.networks import DropoutKey, build_network
 from fourstage.trainer.optimizer import MomentumSGD
+
+Tensors: TypeAlias = Mapping[str, Tensor]
+Read: TypeAlias = Callable[[Tensors, Tensors], None]
 
 
 class Learner(Protocol):
     """images: float32 (rows, 3, crop, crop) channels_last; labels: int64 (rows,); both on the device."""
 
-    def train(self, images: Tensor, labels: Tensor, *, step: int, learning_rate: float) -> Tensor | None:
-        """One step; the mean loss, still on the device."""
+    def train(self, images: Tensor, labels: Tensor, *, step: int, first_row: int, rows: int, rate: float) -> Tensor:
+        """One step on this trainer's rows, which begin at ``first_row`` of a batch of ``rows``; its share of the mean
+        loss, still on the device."""
 
     def test(self, images: Tensor, labels: Tensor) -> None:
         """Count one batch's errors."""
 
     def rates(self) -> ErrorRates | None:
-        """Loss and errors of everything trained on or tested since the last call."""
+        """Loss and errors of everything trained on or tested since the last call, by all trainers together."""
 
-    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The network's and the optimizer's, for a checkpoint."""
+    def state(self) -> tuple[Tensors, Tensors]:
+        """Whole tensors of network and optimizer, for the first trainer's checkpoint; all trainers call it."""
+
+    def load(self, read: Read) -> None:
+        """Go on from whole tensors: ``read`` fills those of a network and of its optimizer."""
 
 
 class NetworkLearner:
-    """Trains the network of the settings by the paper's rule (section 5)."""
+    """Trains the network of the settings, or this trainer's part of it, by the paper's rule (section 5)."""
 
-    def __init__(self, settings: Settings, *, classes: int, device: torch.device) -> None:
+    def __init__(self, settings: Settings, *, classes: int, device: torch.device, group: Group) -> None:
         self._settings = settings
         self._classes = classes
         self._device = device
+        self._group = group
+        self._column = group.column
+        crop = settings.augmenter.crop
         self._network = build_network(
-            settings.model, classes=classes, crop=settings.augmenter.crop, seed=settings.seed
+            settings.model, classes=classes, crop=crop, seed=settings.seed, column=self._column
         ).to(device)
+        self._dtype = torch.float64 if settings.train.precision == "float64" else torch.float32
+        self._network.to(self._dtype)
         # nn.Module.to(memory_format=...) is not in torch's annotations; the same for each tensor is.
         for parameter in self._network.parameters():
             if parameter.dim() == 4:
@@ -48,35 +63,89 @@ class NetworkLearner:
             self._network.named_parameters(),
             momentum=settings.train.momentum,
             weight_decay=settings.train.weight_decay,
+            bias_rate=settings.train.bias_rate,
+            bias_decay=settings.train.bias_decay,
         )
+        self._call: nn.Module = self._network
+        if settings.train.compile:
+            self._network.compile()
+        if group.replicas is not None:
+            self._call = DistributedDataParallel(self._network, process_group=group.replicas)
         self._errors = Errors(classes, device)
 
-    def train(self, images: Tensor, labels: Tensor, *, step: int, learning_rate: float) -> Tensor | None:
-        """One step; the mean loss, still on the device."""
+    def train(self, images: Tensor, labels: Tensor, *, step: int, first_row: int, rows: int, rate: float) -> Tensor:
+        """One step; this trainer's share of the mean loss, still on the device."""
         self._network.train()
-        logits = self._network(images, DropoutKey(self._settings.seed, step))
-        loss = mean_cross_entropy(logits, labels, batch_size=len(labels))
-        self._network.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step(learning_rate)
-        self._errors.add(logits.detach(), labels)
+        with self._group.errors():
+            with self._autocast():
+                logits = self._call(images.to(self._dtype), DropoutKey(self._settings.seed, step, first_row))
+            loss = self._loss(logits, labels, rows)
+            self._network.zero_grad(set_to_none=True)
+            # DistributedDataParallel takes the mean over the replicas; the shares of one batch are to be added.
+            (loss * self._group.layout.replicas).backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step(rate)
+        self._count(logits.detach(), labels)
         return loss.detach()
 
     @torch.no_grad()
     def test(self, images: Tensor, labels: Tensor) -> None:
         """Count one batch's errors."""
         self._network.eval()
-        self._errors.add(self._network(images, None), labels)
+        with self._group.errors(), self._autocast():
+            logits = self._network(images.to(self._dtype), None)
+        self._count(logits, labels)
 
     def rates(self) -> ErrorRates | None:
-        """Loss and errors of everything trained on or tested since the last call."""
-        result = self._errors.result()
+        """Loss and errors of everything trained on or tested since the last call, by all trainers together."""
+        total = self._group.total(self._errors.totals)
         self._errors = Errors(self._classes, self._device)
-        return result
+        return ErrorRates.of(total, self._classes)
 
-    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The network's and the optimizer's, for a checkpoint."""
-        return dict(self._network.named_parameters()), self._optimizer.state
+    def state(self) -> tuple[Tensors, Tensors]:
+        """Whole tensors of network and optimizer, for the first trainer's checkpoint; all trainers call it."""
+        model, optimizer = dict(self._network.named_parameters()), self._optimizer.state
+        if self._column is None:
+            return model, optimizer
+        if self._group.layout.replica > 0:
+            return {}, {}
+        with self._group.errors():
+            return whole(model, self._column), whole(optimizer, self._column)
+
+    def load(self, read: Read) -> None:
+        """Go on from whole tensors, of which a column takes its half."""
+        model, optimizer = dict(self._network.named_parameters()), self._optimizer.state
+        if self._column is None:
+            read(model, optimizer)
+            return
+        settings = self._settings
+        network = build_network(settings.model, classes=self._classes, crop=settings.augmenter.crop, seed=settings.seed)
+        whole_model = dict(network.to(self._dtype).named_parameters())
+        whole_optimizer = {name: torch.empty_like(tensor) for name, tensor in whole_model.items()}
+        read(whole_model, whole_optimizer)
+        with torch.no_grad():
+            for own, complete in ((model, whole_model), (optimizer, whole_optimizer)):
+                for name, tensor in own.items():
+                    tensor.copy_(slice_of(name, complete[name], self._column))
+
+    def _loss(self, logits: Tensor, labels: Tensor, rows: int) -> Tensor:
+        if self._is_second:
+            # No loss here: its backward waits for the first column's gradient.
+            return logits.float().sum()
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return mean_cross_entropy(logits, labels, batch_size=rows)
+
+    def _count(self, logits: Tensor, labels: Tensor) -> None:
+        if not self._is_second:
+            self._errors.add(logits, labels)
+
+    @property
+    def _is_second(self) -> bool:
+        return self._column is not None and self._column.index > 0
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._settings.train.precision != "bf16":
+            return nullcontext()
+        return torch.autocast(self._device.type, torch.bfloat16)
 
 
 class Drain:
@@ -85,11 +154,11 @@ class Drain:
     def __init__(self, step_seconds: float) -> None:
         self._step_seconds = step_seconds
 
-    def train(self, images: Tensor, labels: Tensor, *, step: int, learning_rate: float) -> Tensor | None:  # noqa: ARG002
+    def train(self, images: Tensor, labels: Tensor, *, step: int, first_row: int, rows: int, rate: float) -> Tensor:  # noqa: ARG002
         """Sleep for as long as the device would be busy."""
         if self._step_seconds:
             time.sleep(self._step_seconds)
-        return None
+        return torch.zeros(())
 
     def test(self, images: Tensor, labels: Tensor) -> None:
         """Nothing to count."""
@@ -98,32 +167,17 @@ class Drain:
         """There are none."""
         return None
 
-    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """There are none."""
+    def state(self) -> tuple[Tensors, Tensors]:
+        """There are no tensors."""
         return {}, {}
 
+    def load(self, read: Read) -> None:
+        """There are no tensors, but the checkpoint must say so too."""
+        read({}, {})
 
-def make_learner(settings: Settings, *, classes: int, device: torch.device) -> Learner:
+
+def make_learner(settings: Settings, *, classes: int, device: torch.device, group: Group) -> Learner:
     """The learner of the settings."""
     if settings.model.name == "none":
         return Drain(settings.train.step_seconds)
-    return NetworkLearner(settings, classes=classes, device=device)
-
-
-def choose_device(settings: Settings) -> torch.device:
-    """The device of the settings, prepared: threads, determinism. Raises SettingsError where there is none."""
-    torch.set_num_threads(settings.train.threads)
-    name = settings.train.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise SettingsError(f"device {name!r}: this PyTorch sees no GPU", hint="use --device cpu")
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise SettingsError(f"device {name!r}: there are {torch.cuda.device_count()} GPUs")
-        torch.cuda.set_device(device)
-    if settings.train.deterministic:
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
-    return device
+    return NetworkLearner(settings, classes=classes, device=device, group=group)

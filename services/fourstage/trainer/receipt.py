@@ -23,18 +23,34 @@ def pixel_digests(pixels: NDArray[np.uint8]) -> bytes:
     return b"".join(xxhash.xxh3_128_digest(image) for image in pixels)
 
 
-def batch_digest(batch: FeedBatch, pixels: bytes) -> bytes:
-    """16 bytes: sequence number, samples, keys and draws of a batch, and its pixel digests where they are kept."""
-    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
-    digest.update(batch.seq.to_bytes(8, "little") + len(batch.keys).to_bytes(8, "little"))
-    digest.update("\0".join(batch.keys).encode())
-    digest.update(batch.indices.astype("<i8").tobytes())
-    digest.update(batch.labels.astype("<i4").tobytes())
-    digest.update(batch.offsets.astype("<i4").tobytes())
-    digest.update(batch.reflections.astype(np.uint8).tobytes())
-    digest.update(batch.shifts.astype("<f4").tobytes())
-    digest.update(pixels)
-    return digest.digest()
+_RECORD = np.dtype(
+    [("index", "<i8"), ("label", "<i4"), ("offsets", "<i4", 2), ("reflection", "u1"), ("shift", "<f4", 3)]
+)
+
+
+def sample_digests(batch: FeedBatch, pixels: bytes) -> bytes:
+    """16 bytes for each row of a batch, one behind another: its key, index, label and draws.
+
+    pixels: the rows' ``pixel_digests`` where the receipt covers pixels, else empty. One digest per sample, so that
+    a batch's is the same however its rows are shared among trainers.
+    """
+    records = np.empty(len(batch.keys), _RECORD)
+    records["index"], records["label"] = batch.indices, batch.labels
+    records["offsets"], records["reflection"], records["shift"] = batch.offsets, batch.reflections, batch.shifts
+    raw, size = records.tobytes(), _RECORD.itemsize
+    width = len(pixels) // len(batch.keys) if batch.keys else 0
+    return b"".join(
+        hashlib.blake2b(
+            key.encode() + raw[row * size : (row + 1) * size] + pixels[row * width : (row + 1) * width],
+            digest_size=DIGEST_BYTES,
+        ).digest()
+        for row, key in enumerate(batch.keys)
+    )
+
+
+def batch_digest(seq: int, samples: bytes) -> bytes:
+    """16 bytes of batch ``seq``, whose rows in order have the digests ``samples``."""
+    return hashlib.blake2b(seq.to_bytes(8, "little") + samples, digest_size=DIGEST_BYTES).digest()
 
 
 @dataclass(slots=True)
@@ -50,11 +66,11 @@ class Receipt:
     lines: list[dict[str, Any]] = field(default_factory=list)
     """Epochs that are complete and not yet written."""
 
-    def add(self, batch: FeedBatch, digest: bytes, *, last_of_epoch: bool) -> None:
-        """A batch was trained on. digest: ``batch_digest``, taken while its pixels were there."""
+    def add(self, digest: bytes, rows: int, *, last_of_epoch: bool) -> None:
+        """A batch was trained on. digest: its ``batch_digest``; rows: of all trainers together."""
         self.digest = hashlib.blake2b(self.digest + digest, digest_size=DIGEST_BYTES).digest()
-        self.samples += len(batch.keys)
-        self.delivered += len(batch.keys)
+        self.samples += rows
+        self.delivered += rows
         if last_of_epoch:
             self.lines.append(
                 {

@@ -19,12 +19,16 @@ STAGE_NAMES = ("load", "transform", "copy", "train")
 
 
 class Report:
-    """Writes the run directory's lines and whole files, and sets the metrics of the train stage."""
+    """Writes the run directory's lines and whole files, and sets the metrics of the train stage.
+
+    Of several trainers only the first writes files: the others have no ``run_dir``.
+    """
 
     def __init__(
         self,
-        run_dir: Path,
+        run_dir: Path | None,
         *,
+        rank: int,
         telemetry: Telemetry,
         copy: StageMeter,
         train: StageMeter,
@@ -38,15 +42,17 @@ class Report:
         self._train = train
         self._first = first_step
         self._end = end
-        self._steps = rundir.Lines(run_dir / rundir.STEPS)
-        self._epochs = rundir.Lines(run_dir / rundir.EPOCHS)
-        self._receipt = rundir.Lines(run_dir / rundir.RECEIPT)
+        self._rank = str(rank)
+        self._steps, self._epochs, self._receipt = (
+            rundir.Lines(run_dir / name if run_dir else None) for name in (rundir.STEPS, rundir.EPOCHS, rundir.RECEIPT)
+        )
         self._began = began
         self._ended = began
         """Of the last step: checkpoints and validation after it are not the pipeline's time."""
         self._first_batch: float | None = None
         self._waited = 0.0
         self._images = 0
+        self._exchanged = {"forward": 0, "backward": 0}
         self._readings: deque[tuple[float, int, int, dict[str, Usage]]] = deque()
         self._last: dict[str, Any] = {}
         self._rates: dict[str, ErrorRates] = {}
@@ -60,7 +66,7 @@ class Report:
             return
         self._waited += seconds
         self._train.waited(seconds, "upstream")
-        self._telemetry.counter("fourstage_data_wait_seconds_total", "0").inc(seconds)
+        self._telemetry.counter("fourstage_data_wait_seconds_total", self._rank).inc(seconds)
 
     def step(
         self, step: int, *, epoch: int, loss: float | None, learning_rate: float, seconds: float, waited: float,
@@ -76,10 +82,16 @@ class Report:
         self._steps.add(line)
         self._last = line
         self._telemetry.counter("fourstage_steps_total").inc()
-        self._telemetry.histogram("fourstage_step_seconds", "0").observe(seconds)
+        self._telemetry.histogram("fourstage_step_seconds", self._rank).observe(seconds)
         self._telemetry.gauge("fourstage_learning_rate").set(learning_rate)
         if loss is not None:
             self._telemetry.gauge("fourstage_loss").set(loss)
+
+    def exchanged(self, forward: int, backward: int) -> None:
+        """Bytes that this column has sent to the other one since it started."""
+        for way, total in (("forward", forward), ("backward", backward)):
+            self._telemetry.counter("fourstage_exchanged_bytes_total", way).inc(total - self._exchanged[way])
+            self._exchanged[way] = total
 
     def epoch(self, epoch: int, train: ErrorRates | None, validation: ErrorRates | None) -> None:
         """An epoch is over, or the run ends within one."""
@@ -108,7 +120,7 @@ class Report:
     def status(self, state: str, arrived: int, *, force: bool = False) -> None:
         """Refresh ``status.json`` where it is due."""
         now = time.monotonic()
-        if now < self._next_status and not force:
+        if self._run_dir is None or (now < self._next_status and not force):
             return
         self._next_status = now + _STATUS_SECONDS
         self._steps.flush()
@@ -150,8 +162,12 @@ class Report:
             durable=False,
         )
 
-    def summary(self, state: str, *, receipt: dict[str, Any], duplicates: int) -> None:
-        """Write ``summary.json``; the run is over."""
+    def summary(
+        self, state: str, *, receipt: dict[str, Any], duplicates: int, exchanged: dict[str, int] | None
+    ) -> None:
+        """Write ``summary.json``; the run is over. exchanged: what two columns sent one another."""
+        if self._run_dir is None:
+            return
         began = self._first_batch or self._ended
         seconds = max(0.0, self._ended - began)
         usages = self._usages()
@@ -188,7 +204,8 @@ class Report:
                     "top5_error": final.top5_error if final else None,
                 },
                 "augmenters": stages.augmenters if stages else 0,
-            },
+            }
+            | ({"exchanged": exchanged} if exchanged else {}),
         )
 
     def flush(self) -> None:

@@ -1,0 +1,87 @@
+"""The streams of one trainer: from the loader's augmenters, or, on a second column, from the first one.
+
+Both columns of a replica train on the same batches. The first one owns the stream and passes on where each batch
+lies; its own slots and the second's mapping are the same memory.
+"""
+
+import time
+from pathlib import Path
+
+from fourstage.errors import FourstageError
+from fourstage.process import StopFlag
+from fourstage.settings import Settings
+from fourstage.telemetry import Telemetry
+from fourstage.trainer.feed import Feed
+from fourstage.trainer.group import Group
+from fourstage.trainer.inbox import StreamInfo
+from fourstage.trainer.relay import Batches, RelayedInbox, RelayingInbox, connect, listen
+from fourstage.wire.messages import Open, Stages
+
+_OPEN_SECONDS = 60.0
+_CONNECT_SECONDS = 30.0
+
+
+class Intake:
+    """Opens streams, and knows what the loader says of the stages before this one."""
+
+    def __init__(
+        self, settings: Settings, group: Group, *, name: str, sockets: Path, telemetry: Telemetry, stop: StopFlag
+    ) -> None:
+        """A second column binds nothing: it never speaks to loader or augmenters."""
+        self._settings = settings
+        self._group = group
+        self._sockets = sockets
+        self._telemetry = telemetry
+        self._stop = stop
+        self._streams: list[Batches] = []
+        self._feed: Feed | None = None
+        if group.layout.column == 0:
+            self._feed = Feed(
+                settings.loader.address, name=name, sockets=sockets, receiver=settings.receiver, telemetry=telemetry
+            )
+
+    @property
+    def stages(self) -> Stages | None:
+        """The loader's last heartbeat."""
+        return self._feed.stages if self._feed else None
+
+    def open(self, spec: Open) -> tuple[Batches, StreamInfo]:
+        """Open a stream and wait for the loader's answer; all trainers open the same ones in the same order.
+
+        Raises FourstageError where the loader refuses or no loader answers.
+        """
+        stream = self._stream(spec)
+        self._streams.append(stream)
+        return stream, self._opened(stream)
+
+    def close(self) -> None:
+        """Close every stream and say goodbye."""
+        for stream in self._streams:
+            stream.close()
+        if self._feed is not None:
+            self._feed.close()
+
+    def _stream(self, spec: Open) -> Batches:
+        place = self._group.layout
+        if place.columns == 1 and self._feed is not None:
+            return self._feed.open(spec)
+        listener = listen(self._sockets) if self._feed is not None else None
+        paths = self._group.tell(str(listener.path) if listener else "")
+        if self._feed is not None and listener is not None:
+            return RelayingInbox(self._feed.open(spec), listener)
+        return RelayedInbox(connect(Path(paths[place.rank - place.column]), _CONNECT_SECONDS), spec)
+
+    def _opened(self, stream: Batches) -> StreamInfo:
+        deadline = time.monotonic() + _OPEN_SECONDS
+        while True:
+            try:
+                return stream.opened(0.5)
+            except TimeoutError:
+                self._telemetry.turn()
+                if self._stop:
+                    raise FourstageError(f"stopped before the first batch ({self._stop.reason})") from None
+                if time.monotonic() > deadline:
+                    raise FourstageError(
+                        f"no loader at {self._settings.loader.address} has opened the stream in {_OPEN_SECONDS:.0f} s",
+                        hint="start one with fourstage loader, or correct loader.address",
+                    ) from None
