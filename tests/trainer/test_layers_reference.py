@@ -110,6 +110,20 @@ def test_dropout_is_the_mask_in_training_and_the_mean_in_a_test() -> None:
     assert np.array_equal(dropout(torch.from_numpy(units), None, layer=6, p=0.25).numpy(), units * 0.75)
 
 
+def test_layers_compile_without_breaks_for_any_step() -> None:
+    """torch.compile would otherwise give up at the generator of the masks, or begin anew at every step."""
+
+    def layers(maps: Tensor, key: DropoutKey) -> Tensor:
+        return dropout(map_norm(response_norm(maps, columns=2)).flatten(1), key, layer=6, p=0.5)
+
+    compiled = torch.compile(layers, backend="eager", fullgraph=True)
+    maps = tensor(normals(3, 8, 5, 5), torch.float32)
+    for step in range(2):
+        assert torch.equal(compiled(maps, DropoutKey(1, step)), layers(maps, DropoutKey(1, step)))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert torch.equal(compiled(maps, DropoutKey(1, 9)), layers(maps, DropoutKey(1, 9)))
+
+
 NETWORKS: dict[str, dict[str, Any]] = {
     "paper": {},
     "code-2012": {"norm_scale": "mean", "middle_std": 0.03, "conv1_order": "norm-pool-activation", "map_norm": True},

@@ -19,12 +19,11 @@ from torch.distributed.rendezvous import rendezvous
 from fourstage.errors import FourstageError, SettingsError
 from fourstage.process import StopFlag
 from fourstage.settings import Settings
-from fourstage.trainer.columns import Column
+from fourstage.trainer.columns import COLUMNS, Column
 from fourstage.trainer.watch import Watch
 
 log = logging.getLogger(__name__)
 
-COLUMNS = 2
 _NEVER = datetime.timedelta(days=30)
 """Of collective calls: whoever waits for data may wait for long, and ``Watch`` knows who is dead."""
 _TEXT_BYTES = 1024

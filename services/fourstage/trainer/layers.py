@@ -169,7 +169,7 @@ def _opaque_mask(seed: int, step: int, layer: int, first_row: int, rows: int, wi
 
 
 @_opaque_mask.register_fake
-def _(seed: int, step: int, layer: int, first_row: int, rows: int, width: int, p: float) -> Tensor:
+def _(seed: int, step: int, layer: int, first_row: int, rows: int, width: int, p: float) -> Tensor:  # noqa: ARG001
     return torch.empty(rows, width, dtype=torch.bool)
 
 
