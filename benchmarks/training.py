@@ -35,7 +35,8 @@ from fourstage import rundir
 from fourstage.arena import Arena, slot_bytes_for
 from fourstage.demo import write_photographs
 from fourstage.process import StopFlag
-from fourstage.settings import Settings, load_settings
+from fourstage.resolve import load_settings
+from fourstage.settings import Settings
 from fourstage.store import open_store
 from fourstage.store.prepare import prepare
 from fourstage.trainer.copy import slot_tensor

@@ -16,7 +16,7 @@ from fourstage.demo import (
     draw_photograph,
     write_photographs,
 )
-from fourstage.settings import load_settings
+from fourstage.resolve import load_settings
 
 SEED = 7
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fourstage.settings import Settings, load_settings, recipe_names, setting_names, write_settings
+from fourstage.resolve import load_settings, recipe_names, setting_names, write_settings
+from fourstage.settings import Settings
 from tests.pages import DOCS, PAGES
 
 ROOT = Path(__file__).parent.parent

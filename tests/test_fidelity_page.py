@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fourstage.presets import PRESETS
-from fourstage.settings import setting_names
+from fourstage.resolve import setting_names
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "fidelity.md").read_text("utf-8")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 import fourstage
 from fourstage.errors import SettingsError
 from fourstage.presets import PRESETS, with_preset
-from fourstage.settings import Settings, load_settings, recipe_names, setting_names, write_settings
+from fourstage.resolve import load_settings, recipe_names, setting_names, write_settings
+from fourstage.settings import Settings
 from fourstage.views import EVERY_EPOCH, View, view_of
 
 RECIPES = {"paper": "alexnet", "code-2012": "alexnet-code-2012"}

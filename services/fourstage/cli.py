@@ -21,8 +21,9 @@ from fourstage.by_hand import request_rate
 from fourstage.engine.foreground import free_run_directory, run_in_foreground
 from fourstage.engine.processes import ERROR_PREFIX
 from fourstage.errors import FourstageError, SettingsError
+from fourstage.resolve import load_settings, write_settings
 from fourstage.services import Launch, run_augmenter, run_loader, run_trainer, trace_folder
-from fourstage.settings import Settings, load_settings, write_settings
+from fourstage.settings import Settings
 from fourstage.telemetry import configure_logging
 from fourstage.view import StoreBar, render
 

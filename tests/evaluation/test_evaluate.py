@@ -20,7 +20,7 @@ from fourstage.evaluation import load_trained
 from fourstage.evaluation.evaluate import Evaluation, evaluate, grew_from
 from fourstage.evaluation.predict import log_mean
 from fourstage.evaluation.written import check_folder, table, write
-from fourstage.settings import load_settings, write_settings
+from fourstage.resolve import load_settings, write_settings
 from fourstage.store import open_store
 from fourstage.store.manifest import read_manifest
 from fourstage.store.prepare import prepare

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from fourstage.errors import CheckpointError, SettingsError
 from fourstage.evaluation import load_trained
-from fourstage.settings import load_settings, write_settings
+from fourstage.resolve import load_settings, write_settings
 from fourstage.store import open_store
 from tests.evaluation.conftest import Examined
 

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from fourstage.demo import write_photographs
 from fourstage.figures.runs import Run
 from fourstage.figures.style import house_style
-from fourstage.settings import load_settings, write_settings
+from fourstage.resolve import load_settings, write_settings
 from fourstage.store.prepare import prepare
 from tests.pipeline.harness import SIZE, complete_run
 

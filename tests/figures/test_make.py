@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from fourstage.figures.make import Made, Request, make_figures
-from fourstage.settings import load_settings, write_settings
+from fourstage.resolve import load_settings, write_settings
 from fourstage.store.prepare import prepare
 from fourstage.trainer import checkpoint
 from fourstage.trainer.networks import build_network

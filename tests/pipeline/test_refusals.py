@@ -86,7 +86,15 @@ def test_a_read_only_run_directory(store: Path) -> None:
 @pytest.mark.parametrize("stage", ["loader", "augmenter"])
 def test_a_memory_limit_too_small_for_one_slot(store: Path, tmp_path: Path, stage: str) -> None:
     run = start_run(
-        store, tmp_path / "run", "--recipe", "cifar-augmented", *SMALL, "--set", f"{stage}.memory=4000", "--augmenters", "1"
+        store,
+        tmp_path / "run",
+        "--recipe",
+        "cifar-augmented",
+        *SMALL,
+        "--set",
+        f"{stage}.memory=4000",
+        "--augmenters",
+        "1",
     )
     code, out, error = run.finish(60)
     assert code == 1

@@ -10,7 +10,8 @@ import simplejpeg
 import torch
 
 from fourstage.demo import write_photographs as write_demo_photographs
-from fourstage.settings import Settings, load_settings
+from fourstage.resolve import load_settings
+from fourstage.settings import Settings
 from fourstage.store import Store, open_store
 from fourstage.store.prepare import prepare
 from fourstage.trainer.layers import DropoutKey

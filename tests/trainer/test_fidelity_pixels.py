@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from fourstage import philox
 from fourstage.augmenter.draws import Draws, crop_positions, draw
 from fourstage.augmenter.transform import transform
-from fourstage.settings import Settings, load_settings
+from fourstage.resolve import load_settings
+from fourstage.settings import Settings
 from fourstage.trainer.finish import Finish
 from fourstage.views import View, colour_matrix, view_of
 from tests.trainer.fidelity import (

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from fourstage.settings import load_settings
+from fourstage.resolve import load_settings
 from fourstage.trainer.optimizer import MomentumSGD
 from fourstage.trainer.schedule import Schedule
 from tests.trainer.fidelity import FLOAT32, FLOAT64, Floats, follow_rule, relative_error

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from fourstage.errors import SettingsError
 from fourstage.order import BatchPlan
-from fourstage.settings import Settings, load_settings
+from fourstage.resolve import load_settings
+from fourstage.settings import Settings
 from fourstage.trainer.group import Layout, layout
 
 

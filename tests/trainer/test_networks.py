@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from fourstage.errors import SettingsError
-from fourstage.settings import ModelSettings, load_settings
+from fourstage.resolve import load_settings
+from fourstage.settings import ModelSettings
 from fourstage.trainer.alexnet import AlexNet
 from fourstage.trainer.evaluate import Errors, mean_cross_entropy
 from fourstage.trainer.layers import dropout, dropout_mask, response_norm

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fourstage.settings import load_settings
+from fourstage.resolve import load_settings
 from fourstage.store.prepare import prepare
 from fourstage.views import view_of
 from tests.pipeline.harness import CROP, SIZE, eventually, services, write_photographs

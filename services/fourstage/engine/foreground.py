@@ -13,7 +13,8 @@ from fourstage import rundir
 from fourstage.engine.local import LocalRun
 from fourstage.errors import SettingsError
 from fourstage.process import StopFlag, private_folder
-from fourstage.settings import Settings, write_settings
+from fourstage.resolve import write_settings
+from fourstage.settings import Settings
 from fourstage.store import open_store
 from fourstage.telemetry import configure_logging
 from fourstage.trace import TRACE_FOLDER, merge

@@ -11,7 +11,8 @@ from typing import Protocol
 from fourstage.engine.processes import ADDRESS, POLL_SECONDS, Processes
 from fourstage.errors import FourstageError
 from fourstage.process import private_folder
-from fourstage.settings import Settings, write_settings
+from fourstage.resolve import write_settings
+from fourstage.settings import Settings
 
 
 class Service(Protocol):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fourstage.errors import FourstageError
-from fourstage.settings import ENVIRONMENT_PREFIX
+from fourstage.resolve import ENVIRONMENT_PREFIX
 
 log = logging.getLogger(__name__)
 

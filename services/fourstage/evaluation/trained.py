@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from fourstage import rundir
 from fourstage.errors import CheckpointError, SettingsError
-from fourstage.settings import Settings, load_settings
+from fourstage.resolve import load_settings
+from fourstage.settings import Settings
 from fourstage.trainer import checkpoint
 from fourstage.trainer.device import choose_device
 from fourstage.trainer.networks import Network, build_network

@@ -8,7 +8,8 @@ from typing import Any
 from fourstage import rundir
 from fourstage.errors import SettingsError
 from fourstage.figures.crossing import Curve
-from fourstage.settings import Settings, read_toml, validated
+from fourstage.resolve import read_toml, validated
+from fourstage.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fourstage.errors import SettingsError
-from fourstage.settings import Settings, load_settings
+from fourstage.resolve import load_settings
+from fourstage.settings import Settings
 from fourstage.views import Kind, view_of
 from fourstage.wire.messages import Open
 

@@ -139,7 +139,9 @@ class Finish:
             out.div_(self._device_divisor)
 
     def _upload(self, values: NDArray[np.generic]) -> Tensor:
-        return torch.tensor(values).to(self._device, non_blocking=True)
+        tensor = torch.tensor(values)
+        # From page-locked memory: from any other the upload would wait for the device.
+        return (tensor.pin_memory() if self._device.type == "cuda" else tensor).to(self._device, non_blocking=True)
 
     def _check(
         self,
