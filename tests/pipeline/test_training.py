@@ -17,7 +17,7 @@ from fourstage.store.prepare import prepare
 from fourstage.trainer.layers import DropoutKey
 from fourstage.trainer.networks import build_network
 from fourstage.trainer.optimizer import MomentumSGD
-from tests.pipeline.harness import CROP, complete_run, lines, losses, write_photographs
+from tests.pipeline.harness import CROP, complete_run, fourstage, lines, losses, start_run, write_photographs
 
 
 def plain_losses(store: Store, settings: Settings, steps: int) -> list[float]:
@@ -138,3 +138,32 @@ def test_validation_errors_are_those_of_central_crops(store: Path, tmp_path: Pat
         best = network(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), None).argmax(1).numpy()
     wrong = float((best != split.labels(np.arange(len(split)))).mean())
     assert json.loads((run_dir / "summary.json").read_text())["final"]["top1_error"] == pytest.approx(wrong)
+
+
+def test_a_rate_set_by_hand_holds_from_the_next_step_on_and_through_a_resume(store: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    arguments = ["--recipe", "cifar-augmented", "--epochs", "2", "--augmenters", "1", "--set", "batch_size=16",
+                 "--set", f"augmenter.crop={CROP}"]  # fmt: skip
+    run = start_run(store, run_dir, *arguments, "--max-steps", "16", "--set", "augmenter.batch_seconds=0.2")
+    run.reach(2)
+    told = fourstage("rate", "0.0005", "--run-dir", str(run_dir))
+    assert told.returncode == 0, told.stderr
+    assert run.finish()[0] == 0
+    rates = [line["learning_rate"] for line in lines(run_dir / "steps.jsonl")]
+    assert sorted(set(rates)) == [0.0005, 0.002]
+    assert rates == sorted(rates, reverse=True)
+    assert "learning rate set by hand to 0.0005" in (run_dir / "logs" / "trainer.log").read_text()
+    complete_run(store, run_dir, *arguments, "--max-steps", "18", "--resume")
+    assert [line["learning_rate"] for line in lines(run_dir / "steps.jsonl")[16:]] == [0.0005, 0.0005]
+
+
+def test_the_rate_falls_when_the_validation_error_stops_improving(store: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    complete_run(
+        store, run_dir, "--recipe", "cifar-augmented", "--epochs", "5", "--set", "train.learning_rate=0.0", "--set",
+        "train.drop_epochs=[]", "--set", "train.schedule=plateau", "--set", "train.patience=1", "--set",
+        "batch_size=64", "--set", f"augmenter.crop={CROP}", "--set", "train.bias_rate=0.0",
+    )  # fmt: skip
+    (checkpoint,) = sorted((run_dir / "checkpoints").iterdir())[-1:]
+    state = json.loads((checkpoint / "state.json").read_text())["state"]["schedule"]
+    assert state["drops"] == [2, 3, 4], "a net that learns nothing is on a plateau from its second epoch on"

@@ -134,6 +134,9 @@ class TrainerService:
             self._telemetry.turn()
             item = self._copy.next(self._stop)
             decision = self._agree(item, self._info)
+            if decision.rate is not None:
+                self._schedule.set_by_hand(self._step, decision.rate, epoch=self._plan.place(self._step).epoch)
+                log.info("learning rate set by hand to %g before step %d", decision.rate, self._step + 1)
             if item is None or not decision.go:
                 break
             began = time.monotonic()
@@ -203,9 +206,6 @@ class TrainerService:
     def _train(self, item: DeviceBatch, decision: Decision, began: float, waited: float) -> None:
         batch = item.batch
         whole = self._plan.place(batch.seq)
-        if decision.rate is not None:
-            self._schedule.set_by_hand(self._step, decision.rate, epoch=whole.epoch)
-            log.info("learning rate set by hand to %g before step %d", decision.rate, self._step + 1)
         rate = self._schedule.rate(whole.epoch)
         loss = self._learner.train(
             item.images, item.labels, step=batch.seq, first_row=batch.place.first - whole.first, rows=whole.rows,

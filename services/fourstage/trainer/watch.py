@@ -15,7 +15,7 @@ from typing import Literal, Protocol, Self
 
 import torch.distributed as dist
 
-from fourstage.errors import FourstageError, PeerLostError
+from fourstage.errors import PeerLostError
 from fourstage.process import StopFlag
 
 BEAT_SECONDS = 0.5
@@ -91,7 +91,7 @@ class Watch:
         return None
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> Literal[False]:
-        if isinstance(error, RuntimeError) and not isinstance(error, FourstageError):
+        if isinstance(error, RuntimeError):
             # The others' connections close before anybody knows why: wait for the reason.
             self._lost.wait(SILENCE_SECONDS + 2 * BEAT_SECONDS)
             if self._words:
