@@ -128,10 +128,12 @@ def test_the_end_of_a_stream_leaves_nothing(store: Path, traces: Path, way: str)
 
 
 SCRIPT = """
-import sys
+import signal, sys
 from tests.streams import make
 
 if __name__ == "__main__":
+    # Whoever runs the tests in the background may have left SIGINT ignored, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     stream = make(sys.argv[1], workers=1)
     for batch in stream:
         break

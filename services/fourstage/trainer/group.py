@@ -8,6 +8,7 @@ import datetime
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Self
 
@@ -134,9 +135,9 @@ class Group:
                 dist.all_reduce(mine, group=self._control)
         return mine
 
-    def errors(self) -> "Watch | _Alone":
+    def errors(self) -> AbstractContextManager[None]:
         """A context in which the failure of a collective call becomes the name of whoever is gone."""
-        return self._watch or _Alone()
+        return self._watch or nullcontext()
 
     def __enter__(self) -> Self:
         return self
@@ -147,16 +148,6 @@ class Group:
             self._watch.leave(failure)
             if failure is None and dist.is_initialized():
                 dist.destroy_process_group()
-
-
-class _Alone:
-    """Nobody else can be gone."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
 
 def _backend(device: torch.device) -> str:
