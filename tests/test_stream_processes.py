@@ -158,7 +158,10 @@ def test_the_end_of_a_process_leaves_nothing(store: Path, traces: Path, way: str
         pids = children(of=process.pid)
         assert len(pids) == 2
         process.send_signal(signal.SIGINT if way == "interrupt" else signal.SIGKILL)
-    _, error = process.communicate(timeout=60)
+    try:
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == {"end": 0, "interrupt": -signal.SIGINT, "kill": -signal.SIGKILL}[way], error
     assert error == b"" if way != "interrupt" else b"KeyboardInterrupt" in error
     eventually(lambda: not any(is_alive(pid) for pid in pids) and not list(traces.iterdir()), "nothing left")

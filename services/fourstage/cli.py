@@ -321,7 +321,7 @@ def trainer(
 ) -> None:
     """Stages 3 and 4 alone: train from the loader at loader.address."""
     launch = _launch(settings, set_, announce, lifeline, debug, trace_folder(run_dir))
-    if not lifeline:
+    if not lifeline and os.environ.get("RANK", "0") == "0":
         rundir.create_run_directory(run_dir, resume=resume)
         rundir.write_whole(run_dir / rundir.SETTINGS, write_settings(launch.settings))
     raise typer.Exit(run_trainer(launch, run_dir, resume=resume))

@@ -3,6 +3,8 @@
 import math
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,16 @@ import psutil
 import pytest
 
 from fourstage.store.prepare import prepare
-from tests.pipeline.harness import Run, complete_run, eventually, is_alive, losses, start_run, write_photographs
+from tests.pipeline.harness import (
+    Run,
+    complete_run,
+    eventually,
+    is_alive,
+    losses,
+    services,
+    start_run,
+    write_photographs,
+)
 
 CROP, BATCH = 67, 19
 """The smallest crop that AlexNet takes. 39 samples in batches of 19 leave a remainder of 1: of three shares two are
@@ -161,3 +172,19 @@ def test_one_interrupt_stops_all_trainers_after_the_same_step(
     assert code == 130, error
     assert not any(is_alive(pid) for pid in family)
     check_equal(outcome(photographs, run_dir, *arguments, "--resume"), alone, EXACT)
+
+
+def test_trainers_under_a_torchrun_of_ones_own(store: Path, tmp_path: Path) -> None:
+    settings = ["train.device=cpu", "train.max_steps=4", "augmenter.crop=32", "batch_size=16", "parallel=data"]
+    with services(store, tmp_path, 1) as running:
+        flags = [f"loader.address={running.address}", f"sockets={tmp_path}", *settings]
+        ended = subprocess.run(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
+                "fourstage", "trainer", "--run-dir", str(tmp_path / "run"), "--settings", "cifar-augmented",
+                *(part for flag in flags for part in ("--set", flag)),
+            ],
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert len(losses(tmp_path / "run")) == 4
