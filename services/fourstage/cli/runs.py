@@ -1,0 +1,97 @@
+"""Runs on this machine: begun, looked at, changed while they go on."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fourstage import rundir
+from fourstage.by_hand import request_rate
+from fourstage.cli.shared import DebugOption, JsonOption, RunDirOption, SetOption, StoreOption, augmenter_count, say
+from fourstage.engine.foreground import free_run_directory, run_in_foreground
+from fourstage.resolve import load_settings
+from fourstage.view import StoreBar, render
+
+
+def run(
+    store: StoreOption,
+    run_dir: RunDirOption,
+    recipe: Annotated[str | None, typer.Option(help="Name of a recipe, or a TOML file.")] = None,
+    augmenters: Annotated[str, typer.Option(help="Number of augmenters, or auto.")] = "auto",
+    max_steps: Annotated[int | None, typer.Option(help="Stop after this many steps since the beginning.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of order, draws, weights and dropout.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    parallel: Annotated[str | None, typer.Option(help="none, columns (the paper's two GPUs) or data.")] = None,
+    transport: Annotated[str | None, typer.Option(help="arena or inline.")] = None,
+    receipt: Annotated[str | None, typer.Option(help="keys or pixels.")] = None,
+    trace: Annotated[bool, typer.Option("--trace", help="Write trace.json for ui.perfetto.dev.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    set_: SetOption = None,
+    json_: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Train: start loader, augmenters and trainer here, watch them, stop them in order."""
+    flags = {
+        "train.max_steps": max_steps, "train.epochs": epochs, "seed": seed, "train.device": device,
+        "parallel": parallel, "transport": transport, "receipt": receipt, "trace": True if trace else None,
+    }  # fmt: skip
+    began_with = run_dir / rundir.SETTINGS
+    source = recipe or (str(began_with) if resume and began_with.is_file() else "alexnet")
+    settings = load_settings(source, overrides=set_ or (), flags=flags)
+    code = run_in_foreground(
+        settings, store=store, run_dir=run_dir, augmenters=augmenter_count(augmenters, settings), resume=resume,
+        as_json=json_, debug=debug,
+    )  # fmt: skip
+    raise typer.Exit(code)
+
+
+def demo(
+    store: Annotated[Path, typer.Option(help="Where the demo's store is made.")] = Path("stores/demo"),
+    run_dir: Annotated[Path, typer.Option(help="Where the run is written; -2, -3 … is added where one is.")] = Path(
+        "runs/demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of the photographs and of the training.")] = 0,
+    json_: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Draw photographs of ten classes, store them, and learn them through all four stages."""
+    from fourstage.demo import write_photographs
+    from fourstage.store.prepare import prepare as prepare_store
+
+    if not (store / "store.json").is_file():
+        with tempfile.TemporaryDirectory(prefix="fourstage-photographs-") as folder:
+            say("drawing 4,500 photographs of ten classes, 120 to 256 pixels wide", quiet=json_)
+            photographs = Path(folder)
+            write_photographs(photographs, seed=seed, train_per_class=400, validation_per_class=50)
+            for split in ("train", "val"):
+                with StoreBar(f"preparing {split}", quiet=json_) as progress:
+                    prepare_store(photographs / split, store, split=split, size=36, progress=progress.show)
+    settings = load_settings("demo", flags={"seed": seed, "trace": True})
+    run_dir = free_run_directory(run_dir)
+    say(f"training the four-layer net on {store}; the run is written to {run_dir}", quiet=json_)
+    code = run_in_foreground(
+        settings, store=store, run_dir=run_dir, augmenters=1, resume=False, as_json=json_, debug=debug
+    )
+    raise typer.Exit(code)
+
+
+def status(run_dir: RunDirOption = Path(), json_: JsonOption = False) -> None:
+    """Where a run stands and what it waits for."""
+    values = rundir.read_json(run_dir / rundir.STATUS)
+    if json_:
+        typer.echo(json.dumps(values))
+    else:
+        Console().print(render(values))
+
+
+def rate(
+    value: Annotated[float, typer.Argument(help="The weights' new learning rate; later drops divide it.")],
+    run_dir: RunDirOption,
+) -> None:
+    """Set the learning rate of a run by hand, while it trains or before it is resumed."""
+    request_rate(run_dir, value)
+    typer.echo(f"rate {value:g} is asked of {run_dir}: its trainer takes it before its next step")
