@@ -15,6 +15,11 @@ STAGES: dict[Role, tuple[str, ...]] = {
 }
 
 
+BOTTLENECKS = ("starting", "train", "copy", "to-trainer", "transform", "to-augmenter", "load", "window", "peer")
+"""What a run can wait for, from its end to its beginning; ``peer``: a process that is not there or is refused."""
+RUN_STATES = ("starting", "running", "validating", "interrupted", "done")
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     """One exported family. ``roles``: the processes that export it."""
@@ -29,7 +34,12 @@ class Metric:
 
 
 METRICS = (
-    Metric("fourstage_build_info", "gauge", "1, labelled with the version and role.", ("version", "role")),
+    Metric(
+        "fourstage_build_info",
+        "gauge",
+        "1, labelled with the version, the role and the host's name, which in a container is the replica's.",
+        ("version", "role", "replica"),
+    ),
     Metric("fourstage_items_total", "counter", "Images that a stage finished.", ("stage",)),
     Metric("fourstage_batches_total", "counter", "Batches that a stage finished.", ("stage",)),
     Metric("fourstage_bytes_total", "counter", "Bytes that a stage handed on.", ("stage",)),
@@ -47,7 +57,20 @@ METRICS = (
         "not yet trained on).",
         ("queue",),
     ),
-    Metric("fourstage_queue_capacity_items", "gauge", "Batches that the queue can hold.", ("queue",)),
+    Metric(
+        "fourstage_queue_capacity_items",
+        "gauge",
+        "Batches that the queue can hold.",
+        ("queue",),
+        roles=("loader", "trainer"),
+    ),
+    Metric(
+        "fourstage_window_batches",
+        "gauge",
+        "Batches between the last one trained on and the furthest that may be read, of the widest stream.",
+        roles=("loader",),
+    ),
+    Metric("fourstage_streams", "gauge", "Streams that trainers have open.", roles=("loader",)),
     Metric(
         "fourstage_peers",
         "gauge",
@@ -72,6 +95,30 @@ METRICS = (
         "fourstage_redispatched_total",
         "counter",
         "Leases that were not their batch's first.",
+        roles=("loader",),
+    ),
+    Metric(
+        "fourstage_augmenters_expected",
+        "gauge",
+        "Augmenters that there should be (loader.expect_augmenters); 0: any number.",
+        roles=("loader",),
+    ),
+    Metric(
+        "fourstage_trainers_lost",
+        "gauge",
+        "Trainers that died or fell silent without a goodbye and have not come back.",
+        roles=("loader",),
+    ),
+    Metric(
+        "fourstage_corrupt_samples_total",
+        "counter",
+        "Stored images with the right checksum that could not be decoded.",
+        roles=("loader",),
+    ),
+    Metric(
+        "fourstage_corrupt_budget_samples",
+        "gauge",
+        "Corrupt images that a run may leave out before it fails.",
         roles=("loader",),
     ),
     Metric(
@@ -105,6 +152,52 @@ METRICS = (
         ("state",),
         (("free",), ("used",)),
     ),
+    Metric("fourstage_arena_bytes", "gauge", "Shared memory that this process's own arenas take."),
+    Metric(
+        "fourstage_wire_seconds_total",
+        "counter",
+        "Seconds that batches were on their way, summed over them: to-augmenter, from the lease to its receipt, and "
+        "to-trainer, from the finished batch to its receipt.",
+        ("hop",),
+        (("to-augmenter",), ("to-trainer",)),
+        ("trainer",),
+    ),
+    Metric(
+        "fourstage_batch_age_seconds",
+        "histogram",
+        "Age of a batch, since the loader began to read it, when a stage had finished with it.",
+        ("stage",),
+        (("load",), ("transform",)),
+        ("trainer",),
+    ),
+    Metric(
+        "fourstage_bottleneck",
+        "gauge",
+        "1 for what the run waits for, 0 for the rest; from the first trainer.",
+        ("what",),
+        tuple((what,) for what in BOTTLENECKS),
+        ("trainer",),
+    ),
+    Metric(
+        "fourstage_augmenters_wanted",
+        "gauge",
+        "Augmenters that would just feed the trainer, however many there are; 0 before that is known.",
+        roles=("trainer",),
+    ),
+    Metric(
+        "fourstage_run_state",
+        "gauge",
+        "1 for the state that the run is in, 0 for the rest; from the first trainer.",
+        ("state",),
+        tuple((state,) for state in RUN_STATES),
+        ("trainer",),
+    ),
+    Metric("fourstage_run_steps", "gauge", "Steps of the whole run.", roles=("trainer",)),
+    Metric("fourstage_run_step", "gauge", "Step that the run has reached, resumed ones included.", roles=("trainer",)),
+    Metric("fourstage_run_epoch", "gauge", "Epoch of the last step.", roles=("trainer",)),
+    Metric("fourstage_checkpoints_total", "counter", "Checkpoints that were written.", roles=("trainer",)),
+    Metric("fourstage_checkpoint_step", "gauge", "Step of the last checkpoint.", roles=("trainer",)),
+    Metric("fourstage_checkpoint_seconds", "histogram", "Seconds that a checkpoint took.", roles=("trainer",)),
     Metric(
         "fourstage_data_wait_seconds_total",
         "counter",

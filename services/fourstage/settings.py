@@ -125,6 +125,9 @@ class TrainSettings(Section):
     compile: bool = False
     """Let torch.compile fuse the network's kernels; the first step takes a minute longer."""
 
+    copy_seconds: Seconds = 0.0
+    """With ``model.name = "none"``: how long a simulated copy to the device takes for a batch."""
+
     step_seconds: Seconds = 0.0
     """With ``model.name = "none"``: how long the simulated device takes for a step."""
 
@@ -154,6 +157,12 @@ class LoaderSettings(Section):
 
     silence_seconds: Annotated[float, Field(ge=0.2, le=600.0)] = 5.0
     """A peer that says nothing for this long loses its leases."""
+
+    expect_augmenters: Annotated[int, Field(ge=0, le=1024)] = 0
+    """How many augmenters there should be, for an alert where there are fewer; 0: any number."""
+
+    batch_seconds: Seconds = 0.0
+    """A simulated disk: it reads one batch at a time, and each takes at least this long."""
 
     hedge_seconds: Annotated[float, Field(ge=0.01, le=600.0)] = 1.0
     """The batch that training waits for is given to a second worker when its holder has had it this long."""
@@ -186,6 +195,12 @@ class MetricsSettings(Section):
 
     port: Annotated[int, Field(ge=0, le=65_535)] = 0
     """0 takes a free port; it is written to the log and to the run directory."""
+
+    alive_file: str = ""
+    """A file that the data loop touches every few seconds while it turns: for health checks without HTTP."""
+
+    watchdog_seconds: Seconds = 0.0
+    """A process whose data loop has not turned for this long ends itself, to be started again; 0: never."""
 
 
 class Settings(Section):
@@ -267,6 +282,14 @@ class Settings(Section):
     """Where augmenters send batches to the trainer: ``auto`` is a Unix socket beside a local loader, else a free
     port on the interface that reaches the loader; or ``tcp://HOST:PORT``."""
 
+    receiver_bind: str = ""
+    """Where the trainer itself listens if augmenters reach it at another address than its own (a forwarded port):
+    ``tcp://INTERFACE:PORT``; empty: as ``receiver``."""
+
+    keys: str = ""
+    """Folder of this process's keys, one of those that ``fourstage keys init`` makes: TCP connections are then
+    encrypted, and only peers with a known key come in. Empty: none."""
+
     sockets: str = ""
     """Directory of the Unix sockets that hand arenas over; empty: a private temporary one."""
 
@@ -289,8 +312,9 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.train.step_seconds > 0.0 and self.model.name != "none":
-            raise ValueError('train.step_seconds simulates a device: it needs model.name = "none"')
+        for name in ("step_seconds", "copy_seconds"):
+            if getattr(self.train, name) > 0.0 and self.model.name != "none":
+                raise ValueError(f'train.{name} simulates a device: it needs model.name = "none"')
         _check_model(self.model)
         if self.parallel == "columns" and (self.model.name == "cifar" or self.model.columns == 1):
             raise ValueError("parallel = 'columns' needs a network with two: model.name = 'alexnet', model.columns = 2")

@@ -6,6 +6,7 @@ where it is needed: nothing is registered at import. ``metrics`` declares what i
 
 import json
 import logging
+import socket
 import socketserver
 import sys
 import threading
@@ -96,7 +97,7 @@ class Telemetry:
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         self._families = {m.name: _declare(m, role, self.registry) for m in METRICS if role in m.roles}
-        self.gauge("fourstage_build_info", version, role).set(1)
+        self.gauge("fourstage_build_info", version, role, socket.gethostname()).set(1)
         self._settings = settings
         self._turned = time.monotonic()
         self._server: WSGIServer | None = None
