@@ -17,7 +17,6 @@ from fourstage.metrics import Role
 from fourstage.process import ORPHANED, StopFlag, sockets_folder
 from fourstage.settings import Settings
 from fourstage.telemetry import Telemetry, configure_logging
-from fourstage.trace import TRACE_FOLDER, Trace
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +29,6 @@ class Launch:
     announce: Path | None
     lifeline: bool
     debug: bool
-    trace_dir: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,30 +37,25 @@ class Started:
 
     stop: StopFlag
     telemetry: Telemetry
-    trace: Trace
     sockets: Path
     page: str
 
 
 @contextmanager
 def started(role: Role, name: str, launch: Launch) -> Iterator[Started]:
-    """Logs, signals, metrics, the folder of sockets and the trace of one service, given back in the end."""
+    """Logs, signals, metrics, and the folder of sockets of one service, given back in the end."""
     configure_logging(name, debug=launch.debug)
     stop = StopFlag()
     stop.on_signals()
     if launch.lifeline:
         stop.on_lifeline(sys.stdin.fileno())
     telemetry = Telemetry(role, launch.settings.metrics, fourstage.__version__)
-    folder = launch.trace_dir if launch.settings.trace else None
-    number = int(name.rpartition("-")[2]) if name.rpartition("-")[2].isdigit() else 0
-    trace = Trace(folder, f"{name}-{os.getpid()}", number)
     with sockets_folder(launch.settings.sockets) as sockets:
         page = telemetry.serve()
         log.info("pid %d, metrics at %s/metrics", os.getpid(), page)
         try:
-            yield Started(stop, telemetry, trace, sockets, page)
+            yield Started(stop, telemetry, sockets, page)
         finally:
-            trace.close()
             telemetry.close()
             if stop.reason == ORPHANED:
                 # Whoever made the folder cannot remove it any more.
@@ -82,7 +75,6 @@ def run_loader(launch: Launch, store_path: Path) -> int:
             launch.settings.loader,
             sockets=base.sockets,
             telemetry=base.telemetry,
-            trace=base.trace,
             stop=base.stop,
         )
         try:
@@ -107,7 +99,6 @@ def run_augmenter(launch: Launch, name: str) -> int:
             launch.settings.augmenter,
             name=f"{name}@{socket.gethostname()}",
             telemetry=base.telemetry,
-            trace=base.trace,
             stop=base.stop,
         )
         try:
@@ -143,7 +134,6 @@ def run_trainer(launch: Launch, run_dir: Path, *, resume: bool) -> int:
                 sockets=base.sockets,
                 resume=resume,
                 telemetry=base.telemetry,
-                trace=base.trace,
                 stop=base.stop,
             )
             try:
@@ -161,8 +151,3 @@ def announce(launch: Launch, base: Started, name: str, **facts: str) -> None:
     if launch.announce is not None:
         path = launch.announce.with_name(f"{name}.json") if name.startswith("trainer-") else launch.announce
         rundir.write_whole(path, json.dumps({"pid": os.getpid(), "metrics": base.page, **facts}))
-
-
-def trace_folder(run_dir: Path) -> Path:
-    """Where the processes of a run write their events."""
-    return run_dir / TRACE_FOLDER

@@ -6,12 +6,14 @@ where it is needed: nothing is registered at import. ``metrics`` declares what i
 
 import json
 import logging
+import os
 import socket
 import socketserver
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Literal
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.types import StartResponse, WSGIEnvironment
@@ -33,6 +35,10 @@ from fourstage.metrics import METRICS, SECONDS, STAGES, Metric, Role
 from fourstage.settings import MetricsSettings
 from fourstage.wire.messages import Usage
 
+log = logging.getLogger(__name__)
+
+_ALIVE_SECONDS = 5.0
+"""Between two touches of the file that says that the data loop turns."""
 HEALTHY_SECONDS = 30.0
 """A data loop that has not turned for this long is ill, whatever its HTTP thread says."""
 
@@ -100,6 +106,7 @@ class Telemetry:
         self.gauge("fourstage_build_info", version, role, socket.gethostname()).set(1)
         self._settings = settings
         self._turned = time.monotonic()
+        self._touch_at = 0.0
         self._server: WSGIServer | None = None
 
     def meter(self, stage: str) -> StageMeter:
@@ -127,6 +134,9 @@ class Telemetry:
     def turn(self) -> None:
         """The data loop went round once more."""
         self._turned = time.monotonic()
+        if self._settings.alive_file and self._turned >= self._touch_at:
+            self._touch_at = self._turned + _ALIVE_SECONDS
+            Path(self._settings.alive_file).touch()
 
     def serve(self) -> str:
         """Start answering /metrics and /healthz; returns the address as http://HOST:PORT."""
@@ -138,6 +148,8 @@ class Telemetry:
                 f"metrics.port = {port} on {host}: {error.strerror}", hint="0 takes a free port"
             ) from error
         self._server = server
+        if self._settings.watchdog_seconds:
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
         return f"http://{host}:{server.server_port}"
 
@@ -147,6 +159,13 @@ class Telemetry:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+
+    def _watch(self) -> None:
+        """End this process once its data loop hangs: whoever started it starts it again, and its peers go on."""
+        while (age := time.monotonic() - self._turned) < self._settings.watchdog_seconds:
+            time.sleep(self._settings.watchdog_seconds - age)
+        log.critical("the data loop has not turned for %.0f s: this process ends itself", age)
+        os._exit(1)
 
     def _answer(self, environment: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         path = environment.get("PATH_INFO", "/")

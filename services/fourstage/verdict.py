@@ -1,13 +1,40 @@
-"""From the counters to a sentence: what the run is waiting for, and whether another augmenter would help."""
+"""From the counters to a sentence: what the run is waiting for, and whether more augmenters would help.
+
+Stages of a line that are not the narrow one are either starved (they wait for input) or blocked (they wait for room);
+the narrow one is busy. Where all stages wait and yet a batch is on its way between two of them nearly always, the
+narrow place is that way.
+"""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from fourstage.wire.messages import Usage
 
+STAGE_NAMES = ("load", "transform", "copy", "train")
 WAITING = 0.05
 """A train stage that waits for less than this share of its time is fed."""
-SATURATED = 0.75
+SATURATED = 0.85
+"""Busy for so much of its time a stage is the narrow one."""
+BUSIEST = 0.7
+"""Where nothing is saturated, a stage as busy as this is named all the same: its batches take unequal times."""
+ON_THE_WAY = 0.8
+"""Batches that are between two stages on average, from which on the way is the narrow place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Every counter at one moment. usages: by stage; seconds of ways: summed over batches."""
+
+    usages: Mapping[str, Usage] = field(default_factory=dict)
+    at: float = 0.0
+    to_augmenter: float = 0.0
+    to_trainer: float = 0.0
+
+    def of(self, stage: str) -> Usage:
+        """The counters of a stage; zeros where nothing is known of it."""
+        return self.usages.get(stage, Usage())
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,37 +47,108 @@ class Shares:
     batches: int
 
 
-def shares(before: Usage, after: Usage, workers: int = 1) -> Shares:
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the run waits for."""
+
+    what: str
+    """One of ``fourstage.metrics.BOTTLENECKS``."""
+    sentence: str
+    waits: float
+    """Share of its time in which the train stage waited."""
+    wanted: int
+    """Augmenters that would just feed the trainer; 0: not known."""
+
+    def as_json(self) -> dict[str, Any]:
+        return {"what": self.what, "sentence": self.sentence, "waits": round(self.waits, 4), "wanted": self.wanted}
+
+
+def shares(before: Usage, after: Usage) -> Shares:
     """The shares of the time between two readings; all zero where nothing was counted."""
     busy = max(0.0, after.busy - before.busy)
     upstream = max(0.0, after.wait_upstream - before.wait_upstream)
     downstream = max(0.0, after.wait_downstream - before.wait_downstream)
     total = busy + upstream + downstream
-    if total <= 0.0 or workers < 1:
-        return Shares(0.0, 0.0, 0.0, max(0, after.batches - before.batches))
-    return Shares(busy / total, upstream / total, downstream / total, max(0, after.batches - before.batches))
+    batches = max(0, after.batches - before.batches)
+    if total <= 0.0:
+        return Shares(0.0, 0.0, 0.0, batches)
+    return Shares(busy / total, upstream / total, downstream / total, batches)
 
 
-def bottleneck(load: Shares, transform: Shares, copy: Shares, train: Shares, *, augmenters: int) -> str:
-    """One sentence that names the stage that holds the run up."""
-    waits = f"the trainer waits {train.wait_upstream:.0%} of its time"
-    if train.busy + train.wait_upstream == 0.0:
-        return "nothing has been trained on yet"
-    if train.wait_upstream < WAITING:
-        return f"train-bound: {waits}, the pipeline keeps up"
-    if transform.busy >= SATURATED:
-        wanted = math.ceil(augmenters * train.wait_upstream / max(0.01, 1.0 - train.wait_upstream))
-        plural = "" if wanted == 1 else "s"
-        return (
-            f"transform-bound: augmenters are {transform.busy:.0%} busy, {waits}; "
-            f"about {wanted} more augmenter{plural} would feed it, where cores are free"
-        )
-    if load.busy >= SATURATED:
-        return f"load-bound: the loader reads {load.busy:.0%} of the time, {waits}; a faster disk would help"
-    if copy.busy >= SATURATED:
-        return f"copy-bound: the copy stage is {copy.busy:.0%} busy, {waits}"
-    busiest = max((("load", load), ("transform", transform), ("copy", copy)), key=lambda entry: entry[1].busy)
-    return (
-        f"latency-bound: {waits}, yet no stage is saturated (busiest: {busiest[0]}, {busiest[1].busy:.0%}); "
-        "a larger window would help"
+def wanted_augmenters(before: Reading, after: Reading) -> int:
+    """Augmenters that would keep up with the slowest of the other stages, however many there are; 0: not known.
+
+    Each stage's own rate is its batches over its busy seconds; what a batch costs an augmenter is its busy seconds
+    over its batches. Neither depends on how many augmenters there are, as long as each has a core.
+    """
+    seconds = {stage: _seconds_of_a_batch(before.of(stage), after.of(stage)) for stage in STAGE_NAMES}
+    others = max(seconds[stage] for stage in ("load", "copy", "train"))
+    if not seconds["transform"] or not seconds["train"] or not others:
+        return 0
+    return max(1, math.ceil((1.0 - WAITING) * seconds["transform"] / others))
+
+
+def judge(before: Reading, after: Reading, *, augmenters: int, waiting: str = "") -> Verdict:
+    """What held the run up between two readings.
+
+    augmenters: how many there are now. waiting: the loader's reason for not leasing anything, in words
+    """
+    parts = {stage: shares(before.of(stage), after.of(stage)) for stage in STAGE_NAMES}
+    waits = parts["train"].wait_upstream
+    wanted = wanted_augmenters(before, after)
+
+    def verdict(what: str, sentence: str) -> Verdict:
+        return Verdict(what, sentence, waits, wanted)
+
+    if waiting:
+        return verdict("peer", f"waiting: {waiting}")
+    if parts["train"].busy + waits == 0.0:
+        return verdict("starting", "nothing has been trained on yet")
+    said = f"the trainer waits {waits:.0%} of its time"
+    if waits < WAITING:
+        return verdict("train", f"train-bound: {said}, the pipeline keeps up")
+    narrow = max(("copy", "transform", "load"), key=lambda stage: parts[stage].busy)
+    if parts[narrow].busy >= SATURATED:
+        return verdict(narrow, _of_stage(narrow, parts[narrow].busy, said, augmenters, wanted))
+    elapsed = max(1e-9, after.at - before.at)
+    on_the_way = {
+        "to-trainer": (after.to_trainer - before.to_trainer) / elapsed,
+        "to-augmenter": (after.to_augmenter - before.to_augmenter) / elapsed,
+    }
+    way = max(on_the_way, key=lambda name: on_the_way[name])
+    if on_the_way[way] >= ON_THE_WAY:
+        return verdict(way, _of_way(way, on_the_way[way], said))
+    if parts[narrow].busy >= BUSIEST:
+        return verdict(narrow, _of_stage(narrow, parts[narrow].busy, said, augmenters, wanted))
+    return verdict(
+        "window",
+        f"window-bound: {said}, yet no stage is saturated (busiest: {narrow}, {parts[narrow].busy:.0%}); "
+        "more batches in flight would help: raise window or augmenter.slots, or add augmenters",
     )
+
+
+def _of_stage(stage: str, busy: float, said: str, augmenters: int, wanted: int) -> str:
+    if stage == "load":
+        return f"load-bound: the loader reads {busy:.0%} of the time, {said}; a faster disk would help"
+    if stage == "copy":
+        return f"copy-bound: the copy stage is {busy:.0%} busy, {said}; more augmenters would not help"
+    more = wanted - augmenters
+    if more > 0:
+        plural = "" if more == 1 else "s"
+        advice = f"about {more} more augmenter{plural} would feed it, where cores are free"
+    else:
+        advice = "their number is right for it, but they do not come to their work: are cores free?"
+    return f"transform-bound: augmenters are {busy:.0%} busy, {said}; {advice}"
+
+
+def _of_way(way: str, batches: float, said: str) -> str:
+    ends = "loader and augmenters" if way == "to-augmenter" else "augmenters and trainer"
+    return (
+        f"network-bound: {said}; {batches:.1f} batches are between {ends} at any time; a faster network there, "
+        "or both on one host, would help"
+    )
+
+
+def _seconds_of_a_batch(before: Usage, after: Usage) -> float:
+    batches = after.batches - before.batches
+    return max(0.0, after.busy - before.busy) / batches if batches > 0 else 0.0

@@ -4,7 +4,7 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
-from tests.pipeline.harness import CROP, complete_run
+from tests.pipeline.harness import CROP, complete_run, fourstage, start_run
 
 STAGES = ("load", "transform", "copy", "train")
 
@@ -50,7 +50,7 @@ def test_the_trace_opens_in_perfetto(store: Path, tmp_path: Path) -> None:
         "batch_size=60",
     )  # fmt: skip
     events = json.loads((tmp_path / "run" / "trace.json").read_text())["traceEvents"]
-    assert {"M", "X", "b", "e"} == {event["ph"] for event in events}
+    assert {"M", "X", "b", "e", "s", "t", "f"} == {event["ph"] for event in events}
     for event in events:
         assert isinstance(event["ts"], int)
         assert isinstance(event["pid"], int)
@@ -59,3 +59,27 @@ def test_the_trace_opens_in_perfetto(store: Path, tmp_path: Path) -> None:
     rows = {event["args"]["name"] for event in events if event["name"] == "process_name"}
     assert rows == set(STAGES)
     assert not (tmp_path / "run" / "trace").exists()
+
+
+def test_a_window_of_a_running_run_is_traced_on_request(store: Path, tmp_path: Path) -> None:
+    run = start_run(
+        store, tmp_path / "run", "--recipe", "drain", "--epochs", "1000", "--set", f"augmenter.crop={CROP}", "--set",
+        "batch_size=16", "--set", "train.step_seconds=0.02",
+    )  # fmt: skip
+    try:
+        run.reach(3)
+        asked = fourstage("trace", "--run-dir", str(tmp_path / "run"), "--seconds", "1")
+        assert asked.returncode == 0, asked.stderr
+        path = tmp_path / "run" / "trace.json"
+        assert str(path) in asked.stdout
+        events = json.loads(path.read_text())["traceEvents"]
+        through = defaultdict(set)
+        for event in events:
+            if event["ph"] in "stf":
+                through[event["args"]["seq"]].add(event["pid"])
+        assert len(through) > 5
+        assert all(stages == {1, 2, 3, 4} for stages in through.values())
+    finally:
+        run.process.terminate()
+        run.finish()
+    assert json.loads(path.read_text())["traceEvents"] == events, "the window stays what it was"

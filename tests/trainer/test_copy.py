@@ -10,7 +10,6 @@ from fourstage.errors import FourstageError
 from fourstage.process import StopFlag
 from fourstage.settings import MetricsSettings
 from fourstage.telemetry import Telemetry
-from fourstage.trace import Trace
 from fourstage.trainer.copy import CopyStage
 from fourstage.trainer.finish import Finish
 from fourstage.trainer.inbox import Inbox
@@ -46,7 +45,7 @@ def inbox() -> Inbox:
 def stage(inbox: Inbox, finish: Finish | None) -> CopyStage:
     return CopyStage(
         inbox, finish, rows=ROWS, crop=CROP, device=torch.device("cpu"), digest_pixels=False,
-        meter=Telemetry("trainer", MetricsSettings(), "1").meter("copy"), trace=Trace(None, "trainer"), label="train",
+        meter=Telemetry("trainer", MetricsSettings(), "1").meter("copy"), label="train",
     )  # fmt: skip
 
 

@@ -75,6 +75,8 @@ class Serving:
     finished: dict[int, list[bytes]] = field(default_factory=dict)
     numbers: dict[int, int] = field(default_factory=dict)
     """Under which number the trainer was told."""
+    times: dict[int, dict[str, float]] = field(default_factory=dict)
+    """As the leases said; this program tells nothing of its own."""
     sent: int = 0
     acknowledged: int = 0
 
@@ -98,7 +100,9 @@ class Serving:
                 continue
             fields = {"stream": self.spec["stream"], "seq": seq, "session": self.trainer.session}
             fields |= {"number": self.sent + 1, "slot": -1, "rows": len(payload[1]) // 21}
-            if self.trainer.say(BATCH, fields | {"identity": self.trainer.identity}, *payload):
+            if self.trainer.say(
+                BATCH, fields | {"identity": self.trainer.identity, "times": self.times[seq]}, *payload
+            ):
                 self.sent += 1
                 self.numbers[seq] = self.sent
 
@@ -128,6 +132,7 @@ class Serving:
         images = [payload[1][end - size : end] for size, end in zip(sizes, ends, strict=True)]
         draws, pixels = make_rows(images, rules, lease["first"])
         self.finished[lease["seq"]] = [payload[0], draws, pixels]
+        self.times[lease["seq"]] = lease["times"]
 
 
 def make_rows(images: list[bytes], rules: dict[str, Any], first: int) -> tuple[bytes, bytes]:

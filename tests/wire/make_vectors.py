@@ -34,11 +34,14 @@ from fourstage.wire.messages import (
     Message,
     Open,
     Opened,
+    Ping,
+    Pong,
     Progress,
     Refused,
     Samples,
     Stages,
     Stream,
+    Times,
     Usage,
     Welcome,
     Who,
@@ -56,6 +59,7 @@ VIEW_2012 = View(
     crop_positions="inclusive",
     crop_chunk=32,
 )
+TIMES = Times(read_from=10.5, read_to=10.75, leased=11.0)
 USAGE = Usage(batches=3, busy=1.5, wait_upstream=0.25, wait_downstream=0.0)
 COLOURS = np.array([[96.0, -32.0, 8.0], [64.0, 16.0, -24.0], [80.0, 24.0, 16.0]])
 
@@ -94,6 +98,8 @@ MESSAGES: list[Message] = [
     Refused(reason="protocol 2; this side speaks 1"),
     Who(),
     Bye(),
+    Ping(sent=12.5),
+    Pong(sent=12.5, clock=4000.25),
     Open(
         stream=STREAM, split="train", view=VIEW, batch_size=128, remainder="keep", shuffle=True, seed=2012, rank=0,
         world=1, start=10, epochs=90, end=0, window=0, fingerprint="f00d", identity=b"", transport="arena",
@@ -117,14 +123,14 @@ MESSAGES: list[Message] = [
     ),
     Lease(
         stream=STREAM, seq=12, session=1, number=5, head=True, epoch=1, first=512, rows=2, slot=3,
-        sizes=np.array([24_000, 23_000], "<u4").tobytes(),
+        sizes=np.array([24_000, 23_000], "<u4").tobytes(), times=TIMES,
     ),
     Gone(stream=STREAM),
     Samples(
         indices=np.array([7, 993], "<i8").tobytes(), labels=np.array([0, 1], "<i4").tobytes(), keys=("cat/7", "dog/ñ"),
     ),
     Beat(seen=5, held=((STREAM, 12), (STREAM, 14)), slots=((STREAM, 1, 3),), usage=USAGE),
-    Batch(stream=STREAM, seq=12, session=1, number=4, slot=0, rows=2, identity=DIGEST),
+    Batch(stream=STREAM, seq=12, session=1, number=4, slot=0, rows=2, identity=DIGEST, times=TIMES),
     Holds(stream=STREAM, session=1, seen=4, seqs=(12,)),
 ]  # fmt: skip
 

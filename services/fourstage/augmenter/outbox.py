@@ -4,8 +4,10 @@ A slot is free; leased (its lease waits or is in work); finished (told to the tr
 which says all that it holds, no longer names it. Losing a message therefore only delays.
 """
 
+import dataclasses
 import logging
 import socket
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +18,7 @@ from fourstage.arena import Arena, slot_bytes_for
 from fourstage.augmenter.draws import Draws
 from fourstage.errors import PeerError, SettingsError
 from fourstage.wire import side
-from fourstage.wire.messages import PROTOCOL, Batch, Hello, Holds, Lease, Refused, Stream, Welcome, Who
+from fourstage.wire.messages import PROTOCOL, Batch, Hello, Holds, Lease, Refused, Stream, Times, Welcome, Who
 from fourstage.wire.sockets import Dialled, Payload, Waiter
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,9 @@ class _Finished:
     work: Work
     draws: bytes
     number: int
+    times: Times
+    """All but ``sent``."""
+    clock_offset: float
 
 
 class Outbox:
@@ -115,8 +120,8 @@ class Outbox:
         view = self.arena.slot(work.slot, work.lease.rows * self._image_bytes)
         return np.frombuffer(view, np.uint8).reshape(work.lease.rows, crop, crop, 3)
 
-    def finish(self, work: Work, draws: Draws, now: float) -> None:
-        """The slot is filled: tell the trainer."""
+    def finish(self, work: Work, draws: Draws, *, made_from: float, now: float, clock_offset: float) -> None:
+        """The slot is filled: tell the trainer. clock_offset: what to add to our clock for the loader's."""
         self.leased.remove(work)
         packed = b"".join(
             (
@@ -127,7 +132,9 @@ class Outbox:
         )
         if self._acknowledged == self._sent:
             self._settled_at = now
-        self._finished[work.lease.seq] = _Finished(work, packed, 0)
+        received, began, ended = (max(0.0, moment + clock_offset) for moment in (work.received, made_from, now))
+        times = dataclasses.replace(work.lease.times, received=received, made_from=began, made_to=ended)
+        self._finished[work.lease.seq] = _Finished(work, packed, 0, times, clock_offset)
         self._tell(self._finished[work.lease.seq])
 
     def abandon(self, work: Work) -> None:
@@ -196,6 +203,7 @@ class Outbox:
             slot=-1 if inline else finished.work.slot,
             rows=lease.rows,
             identity=self._identity,
+            times=dataclasses.replace(finished.times, sent=max(0.0, time.monotonic() + finished.clock_offset)),
         )
         if self._socket.send(message, payload):
             self._sent += 1

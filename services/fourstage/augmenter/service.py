@@ -19,7 +19,6 @@ from fourstage.errors import PeerError, SettingsError
 from fourstage.process import StopFlag
 from fourstage.settings import AugmenterSettings
 from fourstage.telemetry import Telemetry
-from fourstage.trace import Trace
 from fourstage.wire import side
 from fourstage.wire.link import LoaderLink
 from fourstage.wire.messages import Beat, Failed, Gone, Lease, Message, Stream, Welcome
@@ -42,7 +41,6 @@ class AugmenterService:
         *,
         name: str,
         telemetry: Telemetry,
-        trace: Trace,
         stop: StopFlag,
     ) -> None:
         cv2.setNumThreads(1)
@@ -50,7 +48,6 @@ class AugmenterService:
         self._name = name
         self._telemetry = telemetry
         self._meter = telemetry.meter("transform")
-        self._trace = trace
         self._stop = stop
         self._decode = make_decoder(settings.decoder)
         self._identity = identity(self._decode)
@@ -117,6 +114,8 @@ class AugmenterService:
         self._next_beat = now + self._link.heartbeat
         free = sum(outbox.slots[1] for outbox in self._outboxes.values())
         used = sum(outbox.arena.slots for outbox in self._outboxes.values()) - free
+        arenas = [outbox.arena for outbox in self._outboxes.values()]
+        self._telemetry.gauge("fourstage_arena_bytes").set(sum(arena.slots * arena.slot_bytes for arena in arenas))
         self._telemetry.gauge("fourstage_slots", "free").set(free)
         self._telemetry.gauge("fourstage_slots", "used").set(used)
 
@@ -236,9 +235,7 @@ class AugmenterService:
             return
         now = time.monotonic()
         self._meter.done(now - began, items=lease.rows, size=pixels.nbytes)
-        self._trace.work("transform", lease.seq, began, now, spec.split)
-        self._trace.stay("transform", lease.seq, work.received, None, spec.split)
-        outbox.finish(work, draws, now)
+        outbox.finish(work, draws, made_from=began, now=now, clock_offset=self._link.clock_offset)
 
     def _close_sources(self) -> None:
         while self._sources:

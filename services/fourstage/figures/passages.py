@@ -58,9 +58,7 @@ def read_timeline(path: Path, *, split: str) -> Timeline:
 def timeline(events: Sequence[Mapping[str, Any]], *, split: str) -> Timeline:
     """Join each piece of work ("X") with the stay around it ("b", "e"), both as ``fourstage.trace`` writes them.
 
-    Loader and augmenters call the training stream by its split, the trainer calls it ``train``; of other streams
-    nothing is taken. A batch whose stay was not told, because its holder was killed or another copy was used, leaves
-    as its work ends.
+    Of other streams than ``split`` nothing is taken. A batch whose stay was not told leaves as its work ends.
     """
     workers: dict[tuple[str, int], str] = {}
     came: dict[tuple[str, int, int], list[float]] = defaultdict(list)
@@ -71,18 +69,18 @@ def timeline(events: Sequence[Mapping[str, Any]], *, split: str) -> Timeline:
         moment = event["ts"] / 1e6
         if event["ph"] == "M":
             if event["name"] == "thread_name":
-                # The process number at the end is that of one incarnation.
-                workers[stage, number] = arguments["name"].rpartition("-")[0]
+                workers[stage, number] = arguments["name"]
             continue
-        if arguments["stream"] not in ("train", split):
+        if arguments["stream"] != split:
             continue
         key = stage, number, arguments["seq"]
+        if event["ph"] in "stf":
+            continue
         if event["ph"] == "X":
             works.append((key, moment, moment + event["dur"] / 1e6))
         elif event["ph"] == "b":
             came[key].append(moment)
         else:
-            # The next stage tells of the end, under a number of its own.
             left[stage, arguments["seq"]].append(moment)
     passages = []
     for key, began, ended in works:

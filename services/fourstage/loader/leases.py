@@ -301,8 +301,11 @@ class Leases:
         book = self._streams[stream]
         if book.window:
             return book.window
-        slots = sum(worker.slots.get(stream, 0) for worker in self._workers.values())
-        return max(SMALLEST_WINDOW, slots + READ_AHEAD)
+        return max(SMALLEST_WINDOW, self.credits(stream) + READ_AHEAD)
+
+    def credits(self, stream: StreamId) -> int:
+        """Batches that all workers together can hold."""
+        return sum(worker.slots.get(stream, 0) for worker in self._workers.values())
 
     def counts(self, stream: StreamId) -> tuple[int, int]:
         """Batches that are leased and not arrived, and loaded and not leased."""

@@ -11,7 +11,6 @@ from fourstage.loader.leases import Leases
 from fourstage.loader.reader import Reader, ReadJob, ReadResult
 from fourstage.loader.streams import LoaderStream
 from fourstage.telemetry import StageMeter
-from fourstage.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +25,13 @@ class Loaded:
 class ReadAhead:
     """The loader's reading threads and the account of their time."""
 
-    def __init__(self, threads: int, meter: StageMeter, trace: Trace) -> None:
+    def __init__(self, threads: int, meter: StageMeter, batch_seconds: float) -> None:
+        """batch_seconds: of a simulated disk, which reads one batch at a time; 0: none."""
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         """Readable once a batch was read."""
         self._meter = meter
-        self._trace = trace
         self._results: queue.SimpleQueue[ReadResult] = queue.SimpleQueue()
-        self._reader = Reader(threads, self._done)
+        self._reader = Reader(threads, self._done, batch_seconds)
         self._under_way = 0
         self._mark = time.monotonic()
 
@@ -42,7 +41,7 @@ class ReadAhead:
             stream = streams[uuid]
             if seq in stream.slotted or not stream.free:
                 continue
-            slotted, indices = stream.claim(seq, now)
+            slotted, indices = stream.claim(seq)
             self.account(now)
             self._under_way += 1
             target = stream.arena.slot(slotted.slot, slotted.size)
@@ -63,8 +62,8 @@ class ReadAhead:
             if (stream := streams.get(uuid)) is None:
                 continue
             stream.read_done(slot)
-            self._trace.work("load", seq, result.began, result.ended, stream.spec.split)
-            if seq in stream.slotted:
+            if (slotted := stream.slotted.get(seq)) is not None:
+                slotted.read_from, slotted.read_to = result.began, result.ended
                 yield Loaded(uuid, seq, result.error)
 
     def account(self, now: float) -> None:

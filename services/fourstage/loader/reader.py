@@ -4,6 +4,7 @@
 interpreter is free meanwhile. The order is known, so the kernel is told beforehand what will be wanted.
 """
 
+import contextlib
 import os
 import queue
 import threading
@@ -45,11 +46,14 @@ class ReadResult:
 class Reader:
     """A pool of reading threads; ``done`` is called in one of them with each result."""
 
-    def __init__(self, threads: int, done: Callable[[ReadResult], None]) -> None:
+    def __init__(self, threads: int, done: Callable[[ReadResult], None], batch_seconds: float = 0.0) -> None:
+        """batch_seconds: of a simulated disk, which reads one batch at a time; 0: none."""
         self._jobs: queue.SimpleQueue[ReadJob | None] = queue.SimpleQueue()
         self._done = done
         self._files = ShardFiles()
         self._from_disk = True
+        self._batch_seconds = batch_seconds
+        self._disk = threading.Lock()
         self._threads = [
             threading.Thread(target=self._work, name=f"reader-{number}", daemon=True) for number in range(threads)
         ]
@@ -83,12 +87,15 @@ class Reader:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            began = time.monotonic()
-            try:
-                read_batch(self._files, job)
-                error = None
-            except StoreError as failure:
-                error = failure
+            with self._disk if self._batch_seconds else contextlib.nullcontext():
+                began = time.monotonic()
+                try:
+                    read_batch(self._files, job)
+                    error = None
+                except StoreError as failure:
+                    error = failure
+                if self._batch_seconds:
+                    time.sleep(max(0.0, began + self._batch_seconds - time.monotonic()))
             ended = time.monotonic()
             self._from_disk = ended - began > len(job.indices) * _CACHED_SECONDS
             self._done(ReadResult(job, began, ended, error))

@@ -20,7 +20,6 @@ from fourstage.process import StopFlag, socket_path
 from fourstage.settings import LoaderSettings
 from fourstage.store import Store
 from fourstage.telemetry import Telemetry
-from fourstage.trace import Trace
 from fourstage.views import colour_matrix
 from fourstage.wire import side
 from fourstage.wire.door import Door, Introduced
@@ -35,10 +34,13 @@ from fourstage.wire.messages import (
     Message,
     Open,
     Opened,
+    Ping,
+    Pong,
     Progress,
     Refused,
     Stages,
     Stream,
+    Times,
     Welcome,
     Who,
 )
@@ -62,20 +64,18 @@ class LoaderService:
         *,
         sockets: Path,
         telemetry: Telemetry,
-        trace: Trace,
         stop: StopFlag,
     ) -> None:
         self._store = store
         self._settings = settings
         self._telemetry = telemetry
         self._meter = telemetry.meter("load")
-        self._trace = trace
         self._stop = stop
         self._uuid = secrets.token_bytes(16)
         self._waiter = Waiter()
         self._socket = Bound(_bind_address(settings.address, sockets))
         self._door: Door[bytes] = Door(socket_path(sockets, "loader"), self._waiter)
-        self._read_ahead = ReadAhead(settings.threads, self._meter, trace)
+        self._read_ahead = ReadAhead(settings.threads, self._meter, settings.batch_seconds)
         self._leases = Leases(
             Timing(
                 silence=settings.silence_seconds,
@@ -85,6 +85,9 @@ class LoaderService:
         )
         self._streams: dict[bytes, LoaderStream] = {}
         self._clients = Clients()
+        self._trainers_lost: set[str] = set()
+        """By name: a trainer that comes back is another process."""
+        telemetry.gauge("fourstage_augmenters_expected").set(settings.expect_augmenters)
         for source in (self._socket, self._read_ahead.wake, stop.reader):
             self._waiter.add(source)
 
@@ -144,6 +147,8 @@ class LoaderService:
             return
         client.heard = now
         match message:
+            case Ping():
+                self._socket.send(peer, Pong(sent=message.sent, clock=time.monotonic()))
             case Open() if client.hello.role == "trainer":
                 self._on_open(client, message)
             case Progress() if client.hello.role == "trainer":
@@ -167,6 +172,7 @@ class LoaderService:
         if new:
             log.info("%s %s joined (build %s)", hello.role, hello.name, hello.build)
         self._socket.send(peer, self._welcome(client))
+        self._trainers_lost.discard(hello.name)
         if hello.role == "augmenter":
             self._leases.join(hello.peer, hello.identity, now)
             for stream in self._streams.values():
@@ -206,6 +212,8 @@ class LoaderService:
         self._forget(client, died=True)
 
     def _forget(self, client: Client, *, died: bool) -> None:
+        if died and client.hello.role == "trainer":
+            self._trainers_lost.add(client.name)
         self._clients.forget(client)
         self._door.drop(client.uuid)
         for uuid, stream in list(self._streams.items()):
@@ -301,6 +309,7 @@ class LoaderService:
 
     def _fail(self, stream: LoaderStream, seq: int, row: int, reason: str) -> None:
         if 0 <= row < stream.order.plan.place(seq).rows:
+            self._telemetry.counter("fourstage_corrupt_samples_total").inc()
             key = stream.split.keys(stream.order.indices(seq)[row : row + 1])[0]
             reason = f"sample {key!r} cannot be decoded: {reason}"
         log.error("stream %s failed at batch %d: %s", stream.name, seq, reason)
@@ -329,10 +338,10 @@ class LoaderService:
 
     def _lease(self, now: float) -> None:
         for grant in self._leases.plan(now):
-            if not self._send_lease(grant, now):
+            if not self._send_lease(grant):
                 self._leases.revoke(grant)
 
-    def _send_lease(self, grant: Grant, now: float) -> bool:
+    def _send_lease(self, grant: Grant) -> bool:
         client, stream = self._clients.get(grant.worker), self._streams[grant.stream]
         if client is None:
             return False
@@ -353,12 +362,11 @@ class LoaderService:
             rows=place.rows,
             slot=-1 if inline else slotted.slot,
             sizes=slotted.sizes,
+            times=Times(read_from=slotted.read_from, read_to=slotted.read_to, leased=time.monotonic()),
         )
         sent = self._socket.send(client.peer, lease, payload)
         if sent and grant.again:
             self._telemetry.counter("fourstage_redispatched_total").inc()
-        if sent:
-            self._trace.stay("load", grant.seq, slotted.began, now, stream.spec.split)
         return sent
 
     # Heartbeat
@@ -411,10 +419,16 @@ class LoaderService:
         gauge("fourstage_queue_items", "leased").set(sum(leased for leased, _ in counts))
         gauge("fourstage_queue_items", "loaded").set(sum(loaded for _, loaded in counts))
         gauge("fourstage_queue_capacity_items", "loaded").set(slots)
+        held = sum(map(self._leases.credits, self._streams))
+        gauge("fourstage_queue_capacity_items", "leased").set(held)
+        gauge("fourstage_window_batches").set(max(map(self._leases.window, self._streams), default=0))
+        gauge("fourstage_streams").set(len(streams))
+        gauge("fourstage_arena_bytes").set(sum(stream.arena.slots * stream.arena.slot_bytes for stream in streams))
         gauge("fourstage_slots", "free").set(free)
         gauge("fourstage_slots", "used").set(slots - free)
 
     def _count_peers(self) -> None:
+        self._telemetry.gauge("fourstage_trainers_lost").set(len(self._trainers_lost))
         self._telemetry.gauge("fourstage_peers", "augmenter").set(len(self._clients.having("augmenter")))
         self._telemetry.gauge("fourstage_peers", "trainer").set(len(self._clients.having("trainer")))
 

@@ -24,7 +24,9 @@ class Slotted:
     size: int
     sizes: bytes
     samples: bytes
-    began: float
+    read_from: float = 0.0
+    """When its reading began and ended, in monotonic seconds; 0: not yet."""
+    read_to: float = 0.0
 
 
 @dataclass(slots=True)
@@ -50,7 +52,7 @@ class LoaderStream:
         """A short name for logs."""
         return self.spec.stream.hex()[:8]
 
-    def claim(self, seq: int, now: float) -> tuple[Slotted, NDArray[np.int64]]:
+    def claim(self, seq: int) -> tuple[Slotted, NDArray[np.int64]]:
         """Take the lowest free slot for a batch; its samples' indices."""
         slot = min(self.free)
         self.free.remove(slot)
@@ -61,7 +63,7 @@ class LoaderStream:
             labels=self.split.labels(indices).astype("<i4").tobytes(),
             keys=tuple(self.split.keys(indices)),
         )
-        slotted = Slotted(slot, int(sizes.sum()), sizes.tobytes(), encode_body(samples), now)
+        slotted = Slotted(slot, int(sizes.sum()), sizes.tobytes(), encode_body(samples))
         self.slotted[seq] = slotted
         self.reading.add(slot)
         return slotted, indices

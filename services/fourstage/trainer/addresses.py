@@ -8,11 +8,16 @@ from fourstage.errors import SettingsError
 from fourstage.process import socket_path
 
 
-def receiver_addresses(receiver: str, loader: str, sockets: Path) -> tuple[str, str]:
+def receiver_addresses(receiver: str, loader: str, sockets: Path, bind: str = "") -> tuple[str, str]:
     """Where to bind and what to tell augmenters; an empty second one is the bound address itself.
 
-    Raises SettingsError for anything but ``auto`` and ``tcp://HOST:PORT``.
+    bind: where to bind if it is not what augmenters are told. Raises SettingsError for a receiver other than ``auto``
+    and ``tcp://HOST:PORT``.
     """
+    if bind and receiver == "auto":
+        raise SettingsError(
+            f"receiver_bind = {bind!r} with receiver = 'auto'", hint="say in receiver where it is reached"
+        )
     if receiver == "auto":
         if loader.startswith(("ipc:", "file:")):
             return f"ipc://{socket_path(sockets, 'trainer-zmq')}", ""
@@ -22,7 +27,7 @@ def receiver_addresses(receiver: str, loader: str, sockets: Path) -> tuple[str, 
     parts = urlsplit(receiver)
     if parts.scheme != "tcp" or not parts.hostname or parts.port is None:
         raise SettingsError(f"receiver = {receiver!r}", hint='"auto" or tcp://HOST:PORT')
-    return f"tcp://*:{parts.port}", receiver
+    return bind or f"tcp://*:{parts.port}", receiver
 
 
 def _interface_towards(host: str) -> str:

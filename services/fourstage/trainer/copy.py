@@ -7,6 +7,7 @@ on a CPU the finish step reads straight out of the slot.
 import queue
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,6 @@ from torch import Tensor
 from fourstage.errors import FourstageError
 from fourstage.process import StopFlag
 from fourstage.telemetry import StageMeter
-from fourstage.trace import Trace
 from fourstage.trainer.finish import Finish
 from fourstage.trainer.inbox import FeedBatch
 from fourstage.trainer.receipt import pixel_digests, sample_digests
@@ -42,7 +42,6 @@ class DeviceBatch:
     images: Tensor
     labels: Tensor
     ready: "torch.cuda.Event | None"
-    copied_at: float
     buffer: int
 
 
@@ -59,17 +58,17 @@ class CopyStage:
         device: torch.device,
         digest_pixels: bool,
         meter: StageMeter,
-        trace: Trace,
         label: str,
+        copy_seconds: float = 0.0,
     ) -> None:
-        """finish None: nothing is made of the pixels; the batch keeps its slot until it is recycled."""
+        """finish None: nothing is made of the pixels; the batch keeps its slot until it is recycled. copy_seconds: of a
+        simulated copy."""
         self._inbox = inbox
         self._finish = finish
         self._device = device
         self._digest_pixels = digest_pixels
         self._meter = meter
-        self._trace = trace
-        self._label = label
+        self._copy_seconds = copy_seconds
         shape = (rows if finish else 0, crop, crop, 3)
         self._images = [torch.empty(shape, dtype=torch.float32, device=device) for _ in range(_BUFFERS)]
         self._upload: Upload | None = None
@@ -83,8 +82,11 @@ class CopyStage:
         self._thread = threading.Thread(target=self._run, name=f"copy-{label}", daemon=True)
         self._thread.start()
 
-    def next(self, stop: StopFlag) -> DeviceBatch | None:
-        """The next batch in order; None after the last one or once ``stop`` is set. Raises what went wrong upstream."""
+    def next(self, stop: StopFlag, waiting: Callable[[], None] = lambda: None) -> DeviceBatch | None:
+        """The next batch in order; None after the last one or once ``stop`` is set.
+
+        waiting: called a few times a second while none comes. Raises what went wrong upstream.
+        """
         while True:
             try:
                 item = self._ready.get(timeout=_POLL_SECONDS)
@@ -92,10 +94,9 @@ class CopyStage:
             except queue.Empty:
                 if stop:
                     return None
+                waiting()
         if isinstance(item, FourstageError):
             raise item
-        if item is not None:
-            self._trace.stay("copy", item.batch.seq, item.copied_at, time.monotonic(), self._label)
         if item is not None and item.ready is not None:
             torch.cuda.current_stream(self._device).wait_event(item.ready)
         return item
@@ -143,15 +144,16 @@ class CopyStage:
         if batch is None:
             self._free.put(buffer)
             return None
-        self._trace.stay("transform", batch.seq, None, began, self._label)
         samples = sample_digests(batch, pixel_digests(batch.pixels) if self._digest_pixels else b"")
         size = batch.pixels.nbytes
         rows = len(batch.keys)
         images, labels, ready = self._fill(buffer, batch)
+        if self._copy_seconds:
+            time.sleep(max(0.0, began + self._copy_seconds - time.monotonic()))
         ended = time.monotonic()
         self._meter.done(ended - began, items=rows, size=size)
-        self._trace.work("copy", batch.seq, began, ended, self._label)
-        return DeviceBatch(batch, samples, images, labels, ready, began, buffer)
+        batch.passage.copied_from, batch.passage.copied_to = began, ended
+        return DeviceBatch(batch, samples, images, labels, ready, buffer)
 
     def _fill(self, buffer: int, batch: FeedBatch) -> "tuple[Tensor, Tensor, torch.cuda.Event | None]":
         out = self._images[buffer][: len(batch.keys)]

@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import os
 import secrets
+import socket
 import threading
 import time
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from fourstage.arena import Arena
 from fourstage.errors import CorruptSampleError, FourstageError, PeerError, PeerLostError
 from fourstage.process import socket_path
 from fourstage.telemetry import Telemetry
+from fourstage.trace import Passage
 from fourstage.trainer.addresses import receiver_addresses
 from fourstage.trainer.inbox import Inbox
 from fourstage.wire import side
@@ -73,17 +75,21 @@ class Feed:
         name: str,
         sockets: Path,
         receiver: str = "auto",
+        receiver_bind: str = "",
         telemetry: Telemetry | None = None,
         patience: float = LOADER_PATIENCE_SECONDS,
     ) -> None:
         """Bind the receiving socket. address: the loader's. patience: seconds that it may be away."""
         self.stages: Stages | None = None
         """The loader's last heartbeat."""
+        self.on_the_way = {"to-augmenter": 0.0, "to-trainer": 0.0}
+        """Seconds that batches were between two processes, summed over those that have arrived."""
+        self._here = f"@{socket.gethostname()}"
         self._address = address
         self._patience = patience
         self._telemetry = telemetry
         self._uuid = secrets.token_bytes(16)
-        bind, self._advertised = receiver_addresses(receiver, address, sockets)
+        bind, self._advertised = receiver_addresses(receiver, address, sockets, receiver_bind)
         self._socket = Bound(bind, max_frame=_LARGEST_BATCH)
         if self._advertised.endswith(":0"):
             port = urlsplit(self._socket.address).port
@@ -289,11 +295,33 @@ class Feed:
                 if self._telemetry:
                     self._telemetry.counter("fourstage_duplicates_dropped_total").inc()
             return key
-        batch = inbox.unpack(message, payload, source.arena, worker=hello.peer)
+        passage = self._passage(hello, message)
+        batch = inbox.unpack(message, payload, source.arena, worker=hello.peer, passage=passage)
         source.held.add(message.seq)
         inbox.put(batch)
         # Its release, or the next heartbeat, acknowledges it as well: one message less a batch.
         return None
+
+    def _passage(self, hello: Hello, message: Batch) -> Passage:
+        """A batch's way to here, and the seconds that it was between two processes."""
+        now, offset = time.monotonic(), self._link.clock_offset
+        times = message.times
+        passage = Passage(hello.name.removesuffix(self._here), times, offset, arrived=now)
+        if times.leased and times.received:
+            self._took("to-augmenter", times.received - times.leased)
+        if times.sent:
+            self._took("to-trainer", now + offset - times.sent)
+        if self._telemetry:
+            for stage, moment in (("load", times.read_to), ("transform", times.made_to)):
+                if (age := passage.age(moment - offset)) is not None:
+                    self._telemetry.histogram("fourstage_batch_age_seconds", stage).observe(max(0.0, age))
+        return passage
+
+    def _took(self, hop: str, seconds: float) -> None:
+        seconds = max(0.0, seconds)
+        self.on_the_way[hop] += seconds
+        if self._telemetry:
+            self._telemetry.counter("fourstage_wire_seconds_total", hop).inc(seconds)
 
     def _welcome(self, hello: Hello) -> Welcome:
         return Welcome(

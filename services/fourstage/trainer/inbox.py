@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fourstage.arena import Arena
 from fourstage.errors import FourstageError, PeerError
 from fourstage.order import BatchPlan, Order, Place
+from fourstage.trace import Passage
 from fourstage.wire.codec import decode_body
 from fourstage.wire.messages import Batch, Open, Opened, Samples
 
@@ -39,6 +40,8 @@ class FeedBatch:
     identity: bytes
     source: bytes
     _release: Callable[["FeedBatch"], None]
+    passage: Passage = field(default_factory=Passage)
+    """Where it has been so far."""
     arena: Arena | None = None
     """Where the pixels lie; None: they came inline."""
     slot: int = -1
@@ -172,7 +175,15 @@ class Inbox:
             raise PeerError(f"batch {seq} is not of this stream")
         return seq >= self.consumed and seq not in self.arrived
 
-    def unpack(self, message: Batch, payload: Sequence[memoryview], arena: Arena | None, *, worker: bytes) -> FeedBatch:
+    def unpack(
+        self,
+        message: Batch,
+        payload: Sequence[memoryview],
+        arena: Arena | None,
+        *,
+        worker: bytes,
+        passage: Passage | None = None,
+    ) -> FeedBatch:
         """A batch that has arrived, its pixels where they lie. Raises PeerError where it is not what the order says."""
         if self.info is None:
             raise PeerError("batch before the stream was opened")
@@ -204,6 +215,7 @@ class Inbox:
             identity=message.identity,
             source=worker,
             _release=self.give_back,
+            passage=passage or Passage(times=message.times),
             arena=arena if message.slot >= 0 else None,
             slot=message.slot,
         )

@@ -5,6 +5,7 @@ lies; its own slots and the second's mapping are the same memory.
 """
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from fourstage.errors import FourstageError
@@ -37,13 +38,23 @@ class Intake:
         self._feed: Feed | None = None
         if group.layout.column == 0:
             self._feed = Feed(
-                settings.loader.address, name=name, sockets=sockets, receiver=settings.receiver, telemetry=telemetry
+                settings.loader.address,
+                name=name,
+                sockets=sockets,
+                receiver=settings.receiver,
+                receiver_bind=settings.receiver_bind,
+                telemetry=telemetry,
             )
 
     @property
     def stages(self) -> Stages | None:
         """The loader's last heartbeat."""
         return self._feed.stages if self._feed else None
+
+    @property
+    def on_the_way(self) -> Mapping[str, float]:
+        """Seconds that batches were between two processes, by way; nothing on a second column."""
+        return self._feed.on_the_way if self._feed else {}
 
     def open(self, spec: Open) -> tuple[Batches, StreamInfo]:
         """Open a stream and wait for the loader's answer; all trainers open the same ones in the same order.

@@ -1,21 +1,26 @@
 """What a trainer tells: a line per step and epoch, the live status, the summary, the metrics."""
 
+import logging
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fourstage import rundir
+from fourstage.metrics import BOTTLENECKS, RUN_STATES
 from fourstage.telemetry import StageMeter, Telemetry
 from fourstage.trainer.evaluate import ErrorRates
-from fourstage.verdict import Shares, bottleneck, shares
+from fourstage.verdict import STAGE_NAMES, Reading, Shares, Verdict, judge, shares
 from fourstage.wire.messages import Stages, Usage
+
+log = logging.getLogger(__name__)
 
 _STATUS_SECONDS = 0.5
 _RECENT_SECONDS = 10.0
 """Rates and shares of the live view look back this far."""
-
-STAGE_NAMES = ("load", "transform", "copy", "train")
+_SETTLED_SECONDS = 5.0
+"""What the run waits for must have been the same for this long to be worth a line in the log."""
 
 
 class Report:
@@ -53,16 +58,27 @@ class Report:
         self._waited = 0.0
         self._images = 0
         self._exchanged = {"forward": 0, "backward": 0}
-        self._readings: deque[tuple[float, int, int, dict[str, Usage]]] = deque()
+        self._readings: deque[tuple[int, int, Reading]] = deque()
+        """Step, images and counters of the last seconds."""
+        self._first_reading = Reading()
+        self._said = ("", began)
+        """What the log was last told that the run waits for, and since when it is something else."""
         self._last: dict[str, Any] = {}
         self._rates: dict[str, ErrorRates] = {}
         self._next_status = 0.0
         self.stages: Stages | None = None
+        self.on_the_way: Mapping[str, float] = {}
+        """Seconds that batches were between two processes, by way, summed."""
+        telemetry.gauge("fourstage_run_steps").set(end)
+        telemetry.gauge("fourstage_run_step").set(first_step)
 
-    def waited(self, seconds: float) -> None:
-        """The train stage waited for a batch; before the first one that is start-up, not a stall."""
+    def waited(self, seconds: float, *, came: bool = False) -> None:
+        """The train stage waited for a batch, which came or did not; before the first one that is start-up, not a
+        stall."""
         if self._first_batch is None:
-            self._first_batch = time.monotonic()
+            if came:
+                self._first_batch = time.monotonic()
+                self._first_reading = self._reading(self._first_batch)
             return
         self._waited += seconds
         self._train.waited(seconds, "upstream")
@@ -82,10 +98,18 @@ class Report:
         self._steps.add(line)
         self._last = line
         self._telemetry.counter("fourstage_steps_total").inc()
+        self._telemetry.gauge("fourstage_run_step").set(step)
+        self._telemetry.gauge("fourstage_run_epoch").set(epoch)
         self._telemetry.histogram("fourstage_step_seconds", self._rank).observe(seconds)
         self._telemetry.gauge("fourstage_learning_rate").set(learning_rate)
         if loss is not None:
             self._telemetry.gauge("fourstage_loss").set(loss)
+
+    def checkpoint(self, step: int, seconds: float) -> None:
+        """A checkpoint was written."""
+        self._telemetry.counter("fourstage_checkpoints_total").inc()
+        self._telemetry.gauge("fourstage_checkpoint_step").set(step)
+        self._telemetry.histogram("fourstage_checkpoint_seconds").observe(seconds)
 
     def exchanged(self, forward: int, backward: int) -> None:
         """Bytes that this column has sent to the other one since it started."""
@@ -118,23 +142,29 @@ class Report:
         self._receipt.flush()
 
     def status(self, state: str, arrived: int, *, force: bool = False) -> None:
-        """Refresh ``status.json`` where it is due."""
+        """Refresh ``status.json`` and the metrics of the run where it is due."""
         now = time.monotonic()
-        if self._run_dir is None or (now < self._next_status and not force):
+        if now < self._next_status and not force:
             return
         self._next_status = now + _STATUS_SECONDS
-        self._steps.flush()
-        usages = self._usages()
-        self._readings.append((now, self._last.get("step", self._first), self._images, usages))
-        while len(self._readings) > 2 and now - self._readings[0][0] > _RECENT_SECONDS:
-            self._readings.popleft()
-        then, _, images, before = self._readings[0]
-        recent = self._shares(before, usages)
-        step = self._last.get("step", self._first)
-        rate = (self._images - images) / (now - then) if now > then else 0.0
-        steps_per_second = (step - self._readings[0][1]) / (now - then) if now > then else 0.0
-        self._telemetry.gauge("fourstage_queue_items", "arrived").set(arrived)
         stages = self.stages
+        self._telemetry.gauge("fourstage_queue_items", "arrived").set(arrived)
+        self._telemetry.gauge("fourstage_queue_capacity_items", "arrived").set(stages.window if stages else 0)
+        if self._run_dir is None:
+            return
+        self._steps.flush()
+        step = self._last.get("step", self._first)
+        reading = self._reading(now)
+        self._readings.append((step, self._images, reading))
+        while len(self._readings) > 2 and now - self._readings[0][2].at > _RECENT_SECONDS:
+            self._readings.popleft()
+        first_step, images, before = self._readings[0]
+        recent = {name: shares(before.of(name), reading.of(name)) for name in STAGE_NAMES}
+        seconds = now - before.at
+        rate = (self._images - images) / seconds if seconds > 0 else 0.0
+        steps_per_second = (step - first_step) / seconds if seconds > 0 else 0.0
+        verdict = self._judge(before, reading)
+        self._say(verdict, state, now)
         rundir.write_json(
             self._run_dir / rundir.STATUS,
             {
@@ -157,10 +187,17 @@ class Report:
                     "arrived": arrived,
                 },
                 "stages": {name: _share_line(recent[name]) for name in STAGE_NAMES},
-                "bottleneck": self._sentence(recent),
+                "usage": {name: _usage_line(reading.of(name)) for name in STAGE_NAMES},
+                "on_the_way_seconds": {
+                    "to_augmenter": round(reading.to_augmenter, 3), "to_trainer": round(reading.to_trainer, 3),
+                },
+                "waits": round(verdict.waits, 4),
+                "augmenters_wanted": verdict.wanted,
+                "verdict": verdict.as_json(),
+                "bottleneck": verdict.sentence,
             },
             durable=False,
-        )
+        )  # fmt: skip
 
     def summary(
         self, state: str, *, receipt: dict[str, Any], duplicates: int, exchanged: dict[str, int] | None
@@ -170,8 +207,8 @@ class Report:
             return
         began = self._first_batch or self._ended
         seconds = max(0.0, self._ended - began)
-        usages = self._usages()
-        whole = self._shares({name: Usage() for name in STAGE_NAMES}, usages)
+        reading = self._reading(time.monotonic())
+        usages = {name: reading.of(name) for name in STAGE_NAMES}
         final_split = "val" if "val" in self._rates else "train"
         final = self._rates.get(final_split)
         stages = self.stages
@@ -190,7 +227,7 @@ class Report:
                     name: {"busy_seconds": round(usages[name].busy, 3), "batches": usages[name].batches}
                     for name in STAGE_NAMES
                 },
-                "bottleneck": self._sentence(whole),
+                "bottleneck": self._judge(self._first_reading, reading).sentence,
                 "receipt": receipt
                 | {
                     "redispatched": stages.redispatched if stages else 0,
@@ -216,28 +253,33 @@ class Report:
         for lines in (self._steps, self._epochs, self._receipt):
             lines.close()
 
-    def _usages(self) -> dict[str, Usage]:
+    def _reading(self, now: float) -> Reading:
         stages = self.stages
-        return {
-            "load": stages.load if stages else Usage(),
-            "transform": stages.transform if stages else Usage(),
-            "copy": self._copy.usage,
-            "train": self._train.usage,
-        }
+        usages = {"copy": self._copy.usage, "train": self._train.usage}
+        if stages is not None:
+            usages |= {"load": stages.load, "transform": stages.transform}
+        ways = self.on_the_way
+        return Reading(usages, now, ways.get("to-augmenter", 0.0), ways.get("to-trainer", 0.0))
 
-    def _shares(self, before: dict[str, Usage], after: dict[str, Usage]) -> dict[str, Shares]:
-        return {name: shares(before[name], after[name]) for name in STAGE_NAMES}
-
-    def _sentence(self, stages: dict[str, Shares]) -> str:
-        if self.stages is not None and self.stages.waiting:
-            return f"waiting: {self.stages.waiting}"
-        return bottleneck(
-            stages["load"],
-            stages["transform"],
-            stages["copy"],
-            stages["train"],
-            augmenters=self.stages.augmenters if self.stages else 0,
+    def _judge(self, before: Reading, after: Reading) -> Verdict:
+        stages = self.stages
+        return judge(
+            before, after, augmenters=stages.augmenters if stages else 0, waiting=stages.waiting if stages else ""
         )
+
+    def _say(self, verdict: Verdict, state: str, now: float) -> None:
+        """Metrics at once; a line in the log once the run has waited for something else for a while."""
+        for what in BOTTLENECKS:
+            self._telemetry.gauge("fourstage_bottleneck", what).set(what == verdict.what)
+        for name in RUN_STATES:
+            self._telemetry.gauge("fourstage_run_state", name).set(name == state)
+        self._telemetry.gauge("fourstage_augmenters_wanted").set(verdict.wanted)
+        said, since = self._said
+        if verdict.what in (said, "starting"):
+            self._said = (said, now)
+        elif now - since > _SETTLED_SECONDS:
+            log.info("%s", verdict.sentence)
+            self._said = (verdict.what, now)
 
 
 def _plain(rates: ErrorRates | None) -> dict[str, Any] | None:
@@ -252,4 +294,13 @@ def _share_line(part: Shares) -> dict[str, Any]:
         "wait_upstream": round(part.wait_upstream, 3),
         "wait_downstream": round(part.wait_downstream, 3),
         "batches": part.batches,
+    }
+
+
+def _usage_line(usage: Usage) -> dict[str, Any]:
+    return {
+        "batches": usage.batches,
+        "busy": round(usage.busy, 4),
+        "wait_upstream": round(usage.wait_upstream, 4),
+        "wait_downstream": round(usage.wait_downstream, 4),
     }

@@ -1,11 +1,13 @@
 """Going on from a checkpoint: which one, whether it is this run's, and what of the run's files it does not know."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fourstage import rundir
 from fourstage.errors import CheckpointError
+from fourstage.resolve import read_toml
 from fourstage.settings import Settings
 from fourstage.trainer import checkpoint
 
@@ -40,6 +42,28 @@ def last_checkpoint(settings: Settings, run_dir: Path) -> checkpoint.Checkpoint 
     if found is None:
         log.warning("%s holds no checkpoint yet: the run begins again", run_dir)
         return None
+    _refuse_another_run(settings, found)
+    log.info("going on from step %d", found.state.step)
+    return found
+
+
+def changed_settings(settings: Settings, run_dir: Path) -> list[str]:
+    """Each setting that is other than in the run's file of settings, in words.
+
+    Raises CheckpointError where one of them would make it another run.
+    """
+    if (found := checkpoint.latest(run_dir)) is not None:
+        _refuse_another_run(settings, found)
+    before = _flat(read_toml(run_dir / rundir.SETTINGS))
+    now = _flat(settings.model_dump(mode="json", exclude_none=True))
+    return [
+        f"{name} = {now.get(name)!r}, was {before.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _refuse_another_run(settings: Settings, found: checkpoint.Checkpoint) -> None:
     stored, wanted = found.state.settings, pinned_settings(settings)
     different = [name for name in wanted if stored.get(name) != wanted[name]]
     if different:
@@ -48,8 +72,13 @@ def last_checkpoint(settings: Settings, run_dir: Path) -> checkpoint.Checkpoint 
             f"{name} = {wanted[name]!r}, but the run began with {stored.get(name)!r}",
             hint="resume with the settings it began with, or begin a new run directory",
         )
-    log.info("going on from step %d", found.state.step)
-    return found
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
 
 
 def cut_lines(run_dir: Path, *, step: int, epochs: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fourstage.by_hand import take_rate
+from fourstage.by_hand import RATE
 from fourstage.errors import FourstageError
 from fourstage.order import BatchPlan
 from fourstage.process import StopFlag
@@ -51,7 +51,6 @@ class TrainerService:
         sockets: Path,
         resume: bool,
         telemetry: Telemetry,
-        trace: Trace,
         stop: StopFlag,
     ) -> None:
         """Open the streams, build the network. device: as ``choose_device`` prepared it.
@@ -65,7 +64,7 @@ class TrainerService:
         self._place = group.layout
         self._leads = group.layout.rank == 0
         self._telemetry = telemetry
-        self._trace = trace
+        self._trace = Trace(run_dir, rank=group.layout.rank, name=name, always=settings.trace)
         self._stop = stop
         self._device = device
         saved = last_checkpoint(settings, run_dir) if resume else None
@@ -123,16 +122,16 @@ class TrainerService:
         if self._validation is not None:
             self._validation_copy = self._copy_stage(*self._validation, copy_meter, digest_pixels=False)
         self._pending: tuple[dict[str, Any], torch.Tensor | None] | None = None
-        self._saved_at = time.monotonic()
+        self._saved_at = self._waiting_since = time.monotonic()
 
     def run(self) -> str:
         """Train. Returns how it ended: ``done`` or ``interrupted``."""
         end = self._info.opened.end
         validated_at = None
         while self._step < end:
-            mark = time.monotonic()
-            self._telemetry.turn()
-            item = self._copy.next(self._stop)
+            self._waiting_since = mark = time.monotonic()
+            self._turn()
+            item = self._copy.next(self._stop, self._while_waiting)
             decision = self._agree(item, self._info)
             if decision.rate is not None:
                 self._schedule.set_by_hand(self._step, decision.rate, epoch=self._plan.place(self._step).epoch)
@@ -140,15 +139,14 @@ class TrainerService:
             if item is None or not decision.go:
                 break
             began = time.monotonic()
-            self._report.waited(began - mark)
+            self._report.waited(began - self._waiting_since, came=True)
             self._train(item, decision, began, began - mark)
             if self._step % self._plan.batches_per_epoch == 0:
                 self._end_of_epoch()
                 validated_at = self._step
             elif decision.save:
                 self._save()
-            self._report.stages = self._intake.stages
-            self._report.status("running", self._batches.waiting)
+            self._tell("running")
         interrupted = self._step < end
         self._flush()
         if not interrupted and validated_at != self._step and self._step:
@@ -157,8 +155,7 @@ class TrainerService:
         self._save()
         state = "interrupted" if interrupted else "done"
         duplicates = int(self._group.total(torch.tensor(self._batches.duplicates)))
-        self._report.stages = self._intake.stages
-        self._report.status(state, self._batches.waiting, force=True)
+        self._tell(state, force=True)
         self._report.summary(
             state,
             receipt={"digest": self._receipt.digest.hex(), "delivered": self._receipt.delivered},
@@ -169,6 +166,7 @@ class TrainerService:
 
     def close(self) -> None:
         """Stop the copy stages, close the streams, say goodbye."""
+        self._trace.close()
         for stage in (self._copy, self._validation_copy):
             if stage is not None:
                 stage.close()
@@ -189,7 +187,7 @@ class TrainerService:
 
     def _agree(self, item: DeviceBatch | None, info: StreamInfo) -> Decision:
         """What all trainers make of the batch that comes next; waits until each has it or was told to stop."""
-        rate = take_rate(self._run_dir) if self._leads and info is self._info else None
+        rate = RATE.take(self._run_dir) if self._leads and info is self._info else None
         vote = Vote(
             ready=item is not None,
             stop=bool(self._stop),
@@ -222,9 +220,7 @@ class TrainerService:
         self._receipt.add(digest, whole.rows, last_of_epoch=self._step % self._plan.batches_per_epoch == 0)
         self._batches.train_on(batch.seq)
         self._meter.done(ended - began, items=len(batch.keys), size=0)
-        split = self._settings.train_split
-        self._trace.work("train", batch.seq, began, ended, split)
-        self._trace.stay("train", batch.seq, began, ended, split)
+        self._passed(item, self._settings.train_split, began, ended)
         line = {
             "step": self._step, "epoch": whole.epoch, "learning_rate": rate, "seconds": ended - began,
             "waited": waited, "rows": whole.rows, "digest": digest.hex(),
@@ -262,16 +258,47 @@ class TrainerService:
         if self._validation is None or self._validation_copy is None:
             return None
         stream, info = self._validation
-        self._report.status("validating", self._batches.waiting, force=True)
+        self._tell("validating", force=True)
         for _ in range(info.plan.batches_per_epoch):
-            self._telemetry.turn()
-            item = self._validation_copy.next(self._stop)
+            self._turn()
+            item = self._validation_copy.next(self._stop, self._turn)
             if not self._agree(item, info).go or item is None:
                 return None
+            began = time.monotonic()
             self._learner.test(item.images, item.labels)
             self._validation_copy.recycle(item)
+            self._passed(item, stream.spec.split, began, time.monotonic())
             stream.train_on(item.batch.seq)
         return self._learner.rates()
+
+    # What is said of it
+
+    def _turn(self) -> None:
+        """The loop turns, also while it waits."""
+        self._telemetry.turn()
+        self._trace.turn(time.monotonic())
+
+    def _while_waiting(self) -> None:
+        """No batch has come yet: the wait is told as it grows."""
+        self._turn()
+        now = time.monotonic()
+        self._report.waited(now - self._waiting_since)
+        self._waiting_since = now
+        self._tell("running")
+
+    def _tell(self, state: str, *, force: bool = False) -> None:
+        self._report.stages = self._intake.stages
+        self._report.on_the_way = self._intake.on_the_way
+        self._report.status(state, self._batches.waiting, force=force)
+
+    def _passed(self, item: DeviceBatch, split: str, began: float, ended: float) -> None:
+        """A batch has gone through all stages."""
+        passage = item.batch.passage
+        passage.trained_from, passage.trained_to = began, ended
+        for stage, moment in (("copy", passage.copied_to), ("train", ended)):
+            if (age := passage.age(moment)) is not None:
+                self._telemetry.histogram("fourstage_batch_age_seconds", stage).observe(max(0.0, age))
+        self._trace.batch(item.batch.seq, split, passage)
 
     def _save(self) -> None:
         """Write a checkpoint; every trainer calls it, the first one writes."""
@@ -292,9 +319,11 @@ class TrainerService:
                 settings=pinned_settings(self._settings),
                 schedule=self._schedule.state(),
             )
+            began = time.monotonic()
             checkpoint.save(
                 self._run_dir, state, model=model, optimizer=optimizer, keep=self._settings.train.keep_checkpoints
             )
+            self._report.checkpoint(self._step, time.monotonic() - began)
         self._saved_step = self._step
         self._saved_at = time.monotonic()
 
@@ -332,6 +361,6 @@ class TrainerService:
             device=self._device,
             digest_pixels=digest_pixels,
             meter=meter,
-            trace=self._trace,
             label=batches.spec.split,
+            copy_seconds=settings.train.copy_seconds,
         )

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from fourstage.errors import PeerError
 from fourstage.views import View
-from fourstage.wire.messages import PROTOCOL, TYPES, Beat, Message, Open, Stages, Stream, Usage
+from fourstage.wire.messages import PROTOCOL, TYPES, Batch, Beat, Lease, Message, Open, Stages, Stream, Times, Usage
 
 M = TypeVar("M", bound=Message)
 D = TypeVar("D")
@@ -45,9 +45,11 @@ _NESTED: dict[type, dict[str, type]] = {
     Stream: {"view": View},
     Beat: {"usage": Usage},
     Stages: {"load": Usage, "transform": Usage},
+    Lease: {"times": Times},
+    Batch: {"times": Times},
 }
 _FIELDS: dict[type, tuple[str, ...]] = {
-    kind: tuple(field.name for field in dataclasses.fields(kind)) for kind in (*TYPES.values(), View, Usage)
+    kind: tuple(field.name for field in dataclasses.fields(kind)) for kind in (*TYPES.values(), View, Usage, Times)
 }
 
 

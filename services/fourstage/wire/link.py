@@ -8,7 +8,8 @@ from typing import Literal
 import fourstage
 from fourstage.errors import FourstageError, PeerError, RefusedError
 from fourstage.wire import side
-from fourstage.wire.messages import PROTOCOL, Bye, Hello, Message, Refused, Welcome, Who
+from fourstage.wire.clock import ClockOffset
+from fourstage.wire.messages import PROTOCOL, Bye, Hello, Message, Ping, Pong, Refused, Welcome, Who
 from fourstage.wire.sockets import Dialled, Payload, Waiter, resolve
 
 log = logging.getLogger(__name__)
@@ -17,6 +18,8 @@ _MAX_FRAME = 1 << 30
 """Bytes of the largest inline frame: one batch of JPEG images."""
 _REDIAL_SECONDS = 0.5
 _SIDE_SECONDS = 5.0
+_CLOCK_SECONDS = 2.0
+"""Between two questions for the loader's clock."""
 
 
 class LoaderLink:
@@ -45,6 +48,13 @@ class LoaderLink:
         self._heard = float("-inf")
         self._dialled = float("-inf")
         self._greeted = False
+        self._clock = ClockOffset()
+        self._ask_clock_at = float("-inf")
+
+    @property
+    def clock_offset(self) -> float:
+        """What to add to this process's monotonic clock for the loader's; 0 on its host, where they are one."""
+        return 0.0 if self.side is not None else self._clock.seconds
 
     @property
     def heartbeat(self) -> float:
@@ -73,6 +83,8 @@ class LoaderLink:
                 if message.session == self.session and self._is_news(message):
                     self._on_welcome(message)
                     received.append((message, payload))
+            elif isinstance(message, Pong):
+                self._clock.add(asked=message.sent, theirs=message.clock, answered=now)
             elif isinstance(message, Who):
                 self._greet()
             elif isinstance(message, Refused) and self.welcome is not None:
@@ -83,6 +95,9 @@ class LoaderLink:
                 self._heard = float("-inf")
             elif self.welcome is not None:
                 received.append((message, payload))
+        if self.welcome is not None and self.side is None and now >= self._ask_clock_at:
+            self._ask_clock_at = now + _CLOCK_SECONDS
+            self._socket.send(Ping(now))
         return received
 
     def send(self, message: Message) -> bool:
@@ -155,6 +170,9 @@ class LoaderLink:
 
     def _on_welcome(self, message: Welcome) -> None:
         same_loader = self.welcome is not None and self.welcome.peer == message.peer
+        if self.welcome is None:
+            # Perhaps another host's: what the old one's clock showed means nothing.
+            self._clock, self._ask_clock_at = ClockOffset(), float("-inf")
         self.welcome = message
         self.lost_since = None
         if same_loader and self.side is not None:

@@ -47,6 +47,22 @@ class Usage:
     """Seconds without work because nobody took what was done."""
 
 
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class Times:
+    """Where a batch was when, in seconds of the loader's clock; 0: not there yet, or nobody said."""
+
+    read_from: Time = 0.0
+    read_to: Time = 0.0
+    leased: Time = 0.0
+    """The lease was sent."""
+    received: Time = 0.0
+    """The augmenter has read the lease."""
+    made_from: Time = 0.0
+    made_to: Time = 0.0
+    sent: Time = 0.0
+    """The finished batch was sent."""
+
+
 # Anybody -> the one that binds, and back
 
 
@@ -92,6 +108,24 @@ class Who:
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class Bye:
     """The sender leaves in order; what it holds is free at once."""
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class Ping:
+    """To the loader: what does your clock show?"""
+
+    sent: Time
+    """The sender's monotonic clock."""
+
+
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class Pong:
+    """The loader's answer, at once."""
+
+    sent: Time
+    """As in the Ping."""
+    clock: Time
+    """The loader's monotonic clock."""
 
 
 # Trainer -> loader
@@ -230,6 +264,8 @@ class Lease:
     slot: Slot
     sizes: Annotated[bytes, Field(max_length=4 * 65_536)]
     """uint32 little-endian (rows,): the JPEG images lie one behind another."""
+    times: Times = Times()
+    """Up to ``leased``."""
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
@@ -287,6 +323,7 @@ class Batch:
     slot: Slot
     rows: Rows
     identity: Digest
+    times: Times = Times()
 
 
 # Trainer -> augmenter
@@ -310,6 +347,8 @@ Message: TypeAlias = (
     | Refused
     | Who
     | Bye
+    | Ping
+    | Pong
     | Open
     | Progress
     | Close
@@ -326,7 +365,7 @@ Message: TypeAlias = (
 )
 
 TYPES: dict[int, type[Message]] = {
-    1: Hello, 2: Welcome, 3: Refused, 4: Who, 5: Bye,
+    1: Hello, 2: Welcome, 3: Refused, 4: Who, 5: Bye, 6: Ping, 7: Pong,
     16: Open, 17: Progress, 18: Close, 19: Opened, 20: Failed, 21: Stages,
     32: Stream, 33: Lease, 34: Gone, 35: Samples, 36: Beat,
     48: Batch, 49: Holds,
