@@ -13,6 +13,8 @@ from rich.text import Text
 from fourstage.store.progress import Progress as StoreProgress
 
 _PLAIN_SECONDS = 10.0
+_STALE_SECONDS = 10.0
+"""A running trainer writes its status twice a second; checkpoints of large networks take a few."""
 _BAR = 16
 _STAGES = (
     ("load", "read from disk", "loaded"),
@@ -115,7 +117,7 @@ def render(status: dict[str, Any]) -> Group:
         table.add_column(title, no_wrap=True, justify="left" if title in ("stage", "") else "right")
     for name, _, queue in _STAGES:
         part = status["stages"][name]
-        label = f"{name} x{status['augmenters']}" if name == "transform" else name
+        label = _augmenters(status) if name == "transform" else name
         table.add_row(
             label,
             f"{part['busy']:.0%}",
@@ -125,7 +127,15 @@ def render(status: dict[str, Any]) -> Group:
             f"{status['queues'][queue]} of {status['window']}" if queue else "1",
         )
     sentence = Text.assemble("  ", (status["bottleneck"], "bold yellow"))
+    age = time.time() - status["written_at"]
+    if running and age > _STALE_SECONDS:
+        sentence.append(f"\n  nothing was heard of the trainer for {duration(age)}: is it still there?", "bold red")
     return Group(head, figures, table, sentence)
+
+
+def _augmenters(status: dict[str, Any]) -> str:
+    present, wanted = status["augmenters"], status["augmenters_wanted"]
+    return f"transform x{present}" + (f" ({wanted} would do)" if wanted not in (0, present) else "")
 
 
 def final_table(summary: dict[str, Any]) -> Table:

@@ -53,6 +53,20 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def page_metric(page: str, family: str, **labels: str) -> float:
+    """One sample from a process's page (http://HOST:PORT); 0 while it has none."""
+    try:
+        with urllib.request.urlopen(f"{page}/metrics", timeout=5) as answer:
+            text = answer.read().decode()
+    except OSError:
+        return 0.0
+    for metric in text_string_to_metric_families(text):
+        for sample in metric.samples:
+            if sample.name == family and labels.items() <= sample.labels.items():
+                return float(sample.value)
+    return 0.0
+
+
 @dataclass
 class Services:
     """A loader and augmenters of one store, as processes of their own."""
@@ -60,17 +74,31 @@ class Services:
     store: Path
     folder: Path
     settings: Sequence[str] = ()
+    loader: str = ""
+    """Where the loader binds; empty: a Unix socket whose address it writes to a file."""
     processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
 
     @property
     def address(self) -> str:
-        return f"file:{self.folder / 'loader.address'}"
+        return self.loader or f"file:{self.folder / 'loader.address'}"
 
     def start_loader(self) -> None:
         self._start("loader", "loader", "--store", str(self.store))
 
-    def start_augmenter(self, name: str) -> None:
-        self._start(name, "augmenter", "--name", name)
+    def start_augmenter(self, name: str, *, loader: str = "") -> None:
+        """loader: where it is reached, if not at its own address."""
+        self._start(name, "augmenter", "--name", name, loader=loader)
+
+    def start_trainer(self, recipe: str) -> None:
+        """A trainer whose run directory is ``run`` in the folder."""
+        self._start("trainer", "trainer", "--run-dir", str(self.folder / "run"), "--settings", recipe)
+
+    def status(self) -> dict[str, Any]:
+        """What the trainer says of its run; nothing before it has begun."""
+        for name, process in self.processes.items():
+            if (code := process.poll()) is not None:
+                raise AssertionError(f"{name} ended with {code}: {(self.folder / f'{name}.log').read_text()}")
+        return _json(self.folder / "run" / "status.json")
 
     def signal(self, name: str, number: int) -> None:
         self.processes[name].send_signal(number)
@@ -83,18 +111,12 @@ class Services:
         """One sample from the process's own page; 0 while it has none."""
         try:
             page = json.loads((self.folder / f"{name}.json").read_text())["metrics"]
-            with urllib.request.urlopen(f"{page}/metrics", timeout=5) as answer:
-                text = answer.read().decode()
         except OSError:
             return 0.0
-        for metric in text_string_to_metric_families(text):
-            for sample in metric.samples:
-                if sample.name == family and labels.items() <= sample.labels.items():
-                    return float(sample.value)
-        return 0.0
+        return page_metric(page, family, **labels)
 
-    def _start(self, name: str, *arguments: str) -> None:
-        overrides = [f"loader.address={self.address}", f"sockets={self.folder}", *self.settings]
+    def _start(self, name: str, *arguments: str, loader: str = "") -> None:
+        overrides = [f"loader.address={loader or self.address}", f"sockets={self.folder}", *self.settings]
         flags = [part for override in overrides for part in ("--set", override)]
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
@@ -114,9 +136,11 @@ class Services:
 
 
 @contextmanager
-def services(store: Path, folder: Path, augmenters: int, settings: Sequence[str] = ()) -> Iterator[Services]:
+def services(
+    store: Path, folder: Path, augmenters: int, settings: Sequence[str] = (), *, loader: str = ""
+) -> Iterator[Services]:
     """Start a loader and ``augmenters`` workers; stop them in the end, frozen ones too."""
-    running = Services(store, folder, settings)
+    running = Services(store, folder, settings, loader)
     try:
         running.start_loader()
         for number in range(augmenters):

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 _SIDE_SECONDS = 10.0
 """Time that the trainer has to map and register an arena."""
 _RESEND_SECONDS = 2.0
+_LONGEST_RESEND_SECONDS = 60.0
+"""Each time that nothing was heard the next wait is twice as long: on a slow network sending again only fills it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class Outbox:
         self._sent = self._acknowledged = 0
         self._welcomed = False
         self._greeted_at = float("-inf")
+        self._patience = _RESEND_SECONDS
         self._settled_at = 0.0
         """When the trainer last had acknowledged everything."""
         self._side = self._hand_over() if spec.transport == "arena" else None
@@ -160,8 +163,10 @@ class Outbox:
             elif isinstance(message, Refused):
                 log.warning("the trainer refused this worker: %s", message.reason)
         untold = any(finished.number == 0 for finished in self._finished.values())
-        unheard = (untold or self._acknowledged < self._sent) and now - self._settled_at > _RESEND_SECONDS
+        unheard = (untold or self._acknowledged < self._sent) and now - self._settled_at > self._patience
         if (not self._welcomed or unheard) and now - self._greeted_at > _RESEND_SECONDS / 4:
+            if unheard and self._welcomed:
+                self._patience = min(_LONGEST_RESEND_SECONDS, 2.0 * self._patience)
             self._greet(now)
         return freed
 
@@ -185,6 +190,7 @@ class Outbox:
         if holds.seen > self._acknowledged:
             self._acknowledged = holds.seen
             self._settled_at = now
+            self._patience = _RESEND_SECONDS
         return bool(freed)
 
     def _tell(self, finished: _Finished) -> None:

@@ -51,6 +51,7 @@ class Report:
         self._steps, self._epochs, self._receipt = (
             rundir.Lines(run_dir / name if run_dir else None) for name in (rundir.STEPS, rundir.EPOCHS, rundir.RECEIPT)
         )
+        self._samples = rundir.Samples(run_dir / rundir.SAMPLES if run_dir else None)
         self._began = began
         self._ended = began
         """Of the last step: checkpoints and validation after it are not the pipeline's time."""
@@ -86,9 +87,9 @@ class Report:
 
     def step(
         self, step: int, *, epoch: int, loss: float | None, learning_rate: float, seconds: float, waited: float,
-        rows: int, digest: str,
+        rows: int, digest: str, samples: bytes,
     ) -> None:  # fmt: skip
-        """A step is over. step: counted from 1."""
+        """A step is over. step: counted from 1; samples: the short digests of its samples, or nothing."""
         self._images += rows
         self._ended = time.monotonic()
         line = {
@@ -96,6 +97,7 @@ class Report:
             "data_wait_seconds": round(waited, 6), "digest": digest,
         }  # fmt: skip
         self._steps.add(line)
+        self._samples.add(samples)
         self._last = line
         self._telemetry.counter("fourstage_steps_total").inc()
         self._telemetry.gauge("fourstage_run_step").set(step)
@@ -152,7 +154,7 @@ class Report:
         self._telemetry.gauge("fourstage_queue_capacity_items", "arrived").set(stages.window if stages else 0)
         if self._run_dir is None:
             return
-        self._steps.flush()
+        self.flush()
         step = self._last.get("step", self._first)
         reading = self._reading(now)
         self._readings.append((step, self._images, reading))
@@ -169,6 +171,7 @@ class Report:
             self._run_dir / rundir.STATUS,
             {
                 "state": state,
+                "written_at": round(time.time(), 3),
                 "step": step,
                 "steps": self._end,
                 "epoch": self._last.get("epoch", 0),
@@ -248,9 +251,10 @@ class Report:
     def flush(self) -> None:
         """Everything told so far reaches the files."""
         self._steps.flush()
+        self._samples.flush()
 
     def close(self) -> None:
-        for lines in (self._steps, self._epochs, self._receipt):
+        for lines in (self._steps, self._samples, self._epochs, self._receipt):
             lines.close()
 
     def _reading(self, now: float) -> Reading:
