@@ -1,4 +1,4 @@
-"""A learning rate set by hand: asked by one process, taken once by another, whatever lies in the directory."""
+"""What is asked of a run by hand: asked by one process, taken once by another, whatever lies in the directory."""
 
 import threading
 from pathlib import Path
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fourstage import rundir
-from fourstage.by_hand import REQUEST, request_rate, take_rate
+from fourstage.by_hand import RATE, SCALE
 from fourstage.errors import SettingsError
 from tests.pipeline.harness import fourstage
 
@@ -20,24 +20,47 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def test_a_request_is_taken_once_and_the_newest_counts(run_dir: Path) -> None:
-    assert take_rate(run_dir) is None
-    request_rate(run_dir, 0.5)
-    request_rate(run_dir, 0.003)
-    assert take_rate(run_dir) == 0.003
-    assert take_rate(run_dir) is None
+    assert RATE.take(run_dir) is None
+    RATE.ask(run_dir, 0.5)
+    RATE.ask(run_dir, 0.003)
+    assert RATE.take(run_dir) == 0.003
+    assert RATE.take(run_dir) is None
     assert [path.name for path in run_dir.iterdir()] == [rundir.SETTINGS]
+
+
+def test_requests_of_two_kinds_do_not_disturb_each_other(run_dir: Path) -> None:
+    assert SCALE.ask(run_dir, "5") == 5
+    RATE.ask(run_dir, 0.5)
+    assert SCALE.take(run_dir) == 5
+    assert RATE.take(run_dir) == 0.5
+    assert SCALE.ask(run_dir, "auto") == "auto"
+    assert SCALE.take(run_dir) == "auto"
+
+
+@pytest.mark.parametrize("value", ["0", "1025", "-3", "2.5", "many", "", "automatic"])
+def test_what_is_no_number_of_augmenters_is_refused(run_dir: Path, value: str) -> None:
+    with pytest.raises(SettingsError, match=rf"scale '{value}'; .*1 to 1024, or auto"):
+        SCALE.ask(run_dir, value)
+    assert SCALE.take(run_dir) is None
+
+
+@pytest.mark.parametrize("text", ['{"scale": "5"}', '{"scale": true}', '{"scale": 0}', '{"rate": 5}', "5", ""])
+def test_a_file_that_asks_for_no_number_is_left_out(run_dir: Path, text: str) -> None:
+    (run_dir / SCALE.file).write_text(text)
+    assert SCALE.take(run_dir) is None
+    assert not (run_dir / SCALE.file).exists()
 
 
 @pytest.mark.parametrize("value", [-0.1, 100.1, float("nan"), float("inf")])
 def test_what_is_no_rate_is_refused(run_dir: Path, value: float) -> None:
     with pytest.raises(SettingsError, match=r"rate .*0 to 100"):
-        request_rate(run_dir, value)
-    assert take_rate(run_dir) is None
+        RATE.ask(run_dir, value)
+    assert RATE.take(run_dir) is None
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="holds no run"):
-        request_rate(tmp_path, 0.1)
+        RATE.ask(tmp_path, 0.1)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -47,8 +70,8 @@ def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
 )
 def test_any_other_file_is_left_out_and_removed(tmp_path_factory: pytest.TempPathFactory, text: bytes) -> None:
     folder = tmp_path_factory.mktemp("run", numbered=True)
-    (folder / REQUEST).write_bytes(text)
-    assert take_rate(folder) is None
+    (folder / RATE.file).write_bytes(text)
+    assert RATE.take(folder) is None
     assert not list(folder.iterdir())
 
 
@@ -57,15 +80,15 @@ def test_requests_that_come_while_others_are_taken_are_not_lost(run_dir: Path) -
 
     def ask() -> None:
         for rate in rates:
-            request_rate(run_dir, rate)
+            RATE.ask(run_dir, rate)
 
     asker = threading.Thread(target=ask)
     taken = []
     asker.start()
     while asker.is_alive():
-        taken.append(take_rate(run_dir))
+        taken.append(RATE.take(run_dir))
     asker.join()
-    taken.append(take_rate(run_dir))
+    taken.append(RATE.take(run_dir))
     came = [rate for rate in taken if rate is not None]
     assert came == sorted(came)
     assert came[-1] == rates[-1]
@@ -75,7 +98,7 @@ def test_the_command_asks_and_says_so(run_dir: Path) -> None:
     done = fourstage("rate", "0.002", "--run-dir", str(run_dir))
     assert done.returncode == 0, done.stderr
     assert "0.002" in done.stdout
-    assert take_rate(run_dir) == 0.002
+    assert RATE.take(run_dir) == 0.002
 
 
 def test_the_command_refuses_what_cannot_work(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

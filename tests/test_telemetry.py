@@ -1,9 +1,12 @@
 """The pages that each process answers, over HTTP."""
 
 import json
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -84,3 +87,25 @@ def test_an_unknown_page_and_a_taken_port(served: tuple[Role, Telemetry, str]) -
     port = int(page.rpartition(":")[2])
     with pytest.raises(SettingsError, match=f"metrics.port = {port}"):
         Telemetry("loader", MetricsSettings(port=port), "1").serve()
+
+
+def test_the_file_that_says_that_the_loop_turns_is_touched_while_it_does(tmp_path: Path) -> None:
+    alive = tmp_path / "alive"
+    process = Telemetry("loader", MetricsSettings(alive_file=str(alive)), "1")
+    assert not alive.exists(), "a process that has not begun is not healthy"
+    process.turn()
+    assert alive.is_file()
+
+
+def test_a_process_whose_loop_hangs_ends_itself_and_says_why() -> None:
+    program = """
+from fourstage.settings import MetricsSettings
+from fourstage.telemetry import Telemetry, configure_logging
+import threading
+configure_logging("loader")
+Telemetry("loader", MetricsSettings(watchdog_seconds=0.3), "1").serve()
+threading.Event().wait(30)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "has not turned for" in done.stderr

@@ -63,7 +63,7 @@ def test_before_the_first_batch_nothing_is_blamed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("augmenters", "more"), [(1, "2 more augmenters"), (2, "1 more augmenter "), (3, "right for it")]
+    ("augmenters", "more"), [(1, "2 more augmenters"), (2, "1 more augmenter "), (3, "3 are enough")]
 )
 def test_the_sentence_says_how_many_more(augmenters: int, more: str) -> None:
     # 0.3 s of an augmenter for each batch, 0.1 s of the device.
@@ -90,6 +90,13 @@ def test_as_many_augmenters_are_wanted_as_keep_the_trainer_fed_and_no_more(
     slowest = max(train, load)
     assert wanted * slowest >= (1.0 - WAITING) * transform * (1 - 1e-9), "the trainer waits for more than is allowed"
     assert wanted == 1 or (wanted - 1) * slowest <= (1.0 - WAITING) * transform * (1 + 1e-9), "one less would do"
+
+
+def test_replicas_are_fed_together() -> None:
+    """A step of each costs the augmenters a share of the batch for each."""
+    after = Reading({"transform": Usage(200, 30.0, 1.0, 0.0), "train": Usage(100, 10.0, 20.0, 0.0)}, 30.0)
+    assert wanted_augmenters(NOTHING, after) == 2
+    assert wanted_augmenters(NOTHING, after, replicas=2) == 3
 
 
 def test_shares_of_an_interval() -> None:

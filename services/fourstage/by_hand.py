@@ -1,54 +1,75 @@
-"""A learning rate set by hand while a run goes on: a request in the run directory, which the trainer takes."""
+"""What a person asks of a run while it goes on: a file in the run directory, which a process of the run takes once."""
 
 import json
 import logging
 from pathlib import Path
+from typing import Annotated, Generic, Literal, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from fourstage import rundir
 from fourstage.errors import SettingsError
 from fourstage.settings import Rate
 
-REQUEST = "rate.json"
-_TAKEN = ".rate.json.taken"
+LARGEST_SCALE = 1024
+"""Augmenters of one run on one machine."""
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
-_rate = TypeAdapter(Rate)
 
 
-def request_rate(run_dir: Path, value: float) -> None:
-    """Ask the run's trainer to go on at this rate; a request that it has not taken yet is replaced.
+class Request(Generic[T]):
+    """One kind of request: ``NAME.json`` with the value under that name. Whoever asks and who takes may be anywhere."""
 
-    Raises SettingsError for a directory that holds no run and for what is no rate.
-    """
-    if not (run_dir / rundir.SETTINGS).is_file():
-        raise SettingsError(f"{run_dir} holds no run", hint="name the directory that fourstage run was given")
-    try:
-        rate = _rate.validate_python(value)
-    except ValidationError as error:
-        raise SettingsError(f"rate {value!r}", hint="a number from 0 to 100, such as 0.001") from error
-    try:
-        rundir.write_json(run_dir / REQUEST, {"rate": rate})
-    except OSError as error:
-        raise SettingsError(f"cannot write to the run directory {run_dir}: {error.strerror}") from error
+    def __init__(self, name: str, kind: TypeAdapter[T], hint: str) -> None:
+        self._name = name
+        self._kind = kind
+        self._hint = hint
+        self.file = f"{name}.json"
+
+    def ask(self, run_dir: Path, value: object) -> T:
+        """Leave a request; one that was not taken yet is replaced. Returns the value as it will be taken.
+
+        Raises SettingsError for a directory that holds no run and for a value of the wrong kind.
+        """
+        if not (run_dir / rundir.SETTINGS).is_file():
+            raise SettingsError(f"{run_dir} holds no run", hint="name the directory that fourstage run was given")
+        try:
+            asked = self._kind.validate_python(value)
+        except ValidationError as error:
+            raise SettingsError(f"{self._name} {value!r}", hint=self._hint) from error
+        try:
+            rundir.write_json(run_dir / self.file, {self._name: asked})
+        except OSError as error:
+            raise SettingsError(f"cannot write to the run directory {run_dir}: {error.strerror}") from error
+        return asked
+
+    def take(self, run_dir: Path) -> T | None:
+        """What was asked for since the last call; None where nothing was. What is no request is logged and left out.
+
+        For one process of a run alone. Without a request it costs one look at the directory.
+        """
+        taken = run_dir / f".{self.file}.taken"
+        try:
+            # Renamed before it is read: a newer request that comes meanwhile is not removed with this one.
+            (run_dir / self.file).rename(taken)
+        except FileNotFoundError:
+            return None
+        text = taken.read_bytes()
+        taken.unlink()
+        try:
+            return self._kind.validate_python(json.loads(text)[self._name], strict=True)
+        except (ValueError, KeyError, TypeError):
+            _log.warning("%s is no %s and was left out: %r", run_dir / self.file, self._name, text[:64])
+            return None
 
 
-def take_rate(run_dir: Path) -> float | None:
-    """The rate that was asked for since the last call; None where none was. What is no request is logged and left out.
+RATE: Request[float] = Request("rate", TypeAdapter(Rate), "a number from 0 to 100, such as 0.001")
+"""Another learning rate; the first trainer takes it."""
 
-    For a run's first trainer alone. Without a request it costs one look at the directory.
-    """
-    taken = run_dir / _TAKEN
-    try:
-        # Renamed before it is read: a newer request that comes meanwhile is not removed with this one.
-        (run_dir / REQUEST).rename(taken)
-    except FileNotFoundError:
-        return None
-    text = taken.read_bytes()
-    taken.unlink()
-    try:
-        return _rate.validate_python(json.loads(text)["rate"], strict=True)
-    except (ValueError, KeyError, TypeError):
-        _log.warning("%s is no rate and was left out: %r", run_dir / REQUEST, text[:64])
-        return None
+SCALE: Request[int | Literal["auto"]] = Request(
+    "scale",
+    TypeAdapter(Annotated[int, Field(ge=1, le=LARGEST_SCALE)] | Literal["auto"]),
+    f"a number from 1 to {LARGEST_SCALE}, or auto",
+)
+"""Another number of augmenters; the engine of a run on this machine takes it."""

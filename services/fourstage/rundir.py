@@ -8,12 +8,13 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from fourstage.errors import FourstageError, SettingsError
 
 SETTINGS, SUMMARY, STATUS = "settings.toml", "summary.json", "status.json"
 RECEIPT, STEPS, EPOCHS = "receipt.jsonl", "steps.jsonl", "epochs.jsonl"
+ORIGIN, SAMPLES = "run.json", "samples.u32"
 CHECKPOINTS, LOGS, TRACE = "checkpoints", "logs", "trace.json"
 
 
@@ -31,6 +32,12 @@ def create_run_directory(path: Path, *, resume: bool) -> None:
         raise SettingsError(f"cannot write to the run directory {path}: {error.strerror}") from error
     if not os.access(path, os.W_OK | os.X_OK):
         raise SettingsError(f"cannot write to the run directory {path}: permission denied")
+
+
+def is_done(run_dir: Path) -> bool:
+    """Whether the directory holds a run that has been trained to its end."""
+    path = run_dir / SUMMARY
+    return path.is_file() and read_json(path).get("state") == "done"
 
 
 def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
@@ -78,6 +85,53 @@ def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     """Cut a JSON lines file back to the lines that a checkpoint knows."""
     kept = [line for line in read_lines(path) if keep(line)]
     write_whole(path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept))
+
+
+def note_store(run_dir: Path, store: Path, fingerprint: str) -> None:
+    """Note where the run's store is, for whoever makes its batches again.
+
+    Raises SettingsError where the run was begun with another one.
+    """
+    path = run_dir / ORIGIN
+    begun = path.is_file() and (run_dir / SETTINGS).is_file()
+    before = read_json(path).get("fingerprint", fingerprint) if begun else fingerprint
+    if before != fingerprint:
+        raise SettingsError(
+            f"the run in {run_dir} was begun with the store {before:.12}, {store} is {fingerprint:.12}",
+            hint="resume with the store that the run began with",
+        )
+    write_json(path, {"store": os.fspath(store.absolute()), "fingerprint": fingerprint})
+
+
+def cut_samples(path: Path, samples: int) -> None:
+    """Cut ``samples.u32`` back to as many samples as a checkpoint knows; what it lacks of them becomes zeros."""
+    if samples or path.is_file():
+        path.touch()
+        os.truncate(path, 4 * samples)
+
+
+class Samples:
+    """Appends the short digests of samples, 4 bytes each; there is no file before the first ones."""
+
+    def __init__(self, path: Path | None) -> None:
+        """Without a path they are dropped."""
+        self._path = path
+        self._file: BinaryIO | None = None
+
+    def add(self, digests: bytes) -> None:
+        """Those of one batch; they reach the file with ``flush``."""
+        if digests and self._path:
+            self._file = self._file or self._path.open("ab")
+            self._file.write(digests)
+
+    def flush(self) -> None:
+        """Hand what was added to the kernel: it survives this process."""
+        if self._file:
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
 
 
 class Lines:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -213,9 +213,21 @@ def _stage_values(metric: Metric, role: Role) -> list[tuple[str, ...]]:
     return []
 
 
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Writes to what is standard error at that moment: a live view on the terminal puts lines above itself."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _: TextIO) -> None:
+        """The base class sets it once."""
+
+
 def configure_logging(role: str, *, debug: bool = False) -> None:
     """Log lines of this process on standard error: time, role, level, text."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StandardError()
     formatter = logging.Formatter(f"%(asctime)s.%(msecs)03d {role} %(levelname)s %(message)s", "%H:%M:%S")
     handler.setFormatter(formatter)
     logger = logging.getLogger("fourstage")

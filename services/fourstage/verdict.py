@@ -75,27 +75,31 @@ def shares(before: Usage, after: Usage) -> Shares:
     return Shares(busy / total, upstream / total, downstream / total, batches)
 
 
-def wanted_augmenters(before: Reading, after: Reading) -> int:
+def wanted_augmenters(before: Reading, after: Reading, *, replicas: int = 1) -> int:
     """Augmenters that would keep up with the slowest of the other stages, however many there are; 0: not known.
+
+    replicas: trainers that each take a share of every batch, of which copy and train are those of one.
 
     Each stage's own rate is its batches over its busy seconds; what a batch costs an augmenter is its busy seconds
     over its batches. Neither depends on how many augmenters there are, as long as each has a core.
     """
-    seconds = {stage: _seconds_of_a_batch(before.of(stage), after.of(stage)) for stage in STAGE_NAMES}
-    others = max(seconds[stage] for stage in ("load", "copy", "train"))
-    if not seconds["transform"] or not seconds["train"] or not others:
+    seconds = {stage: seconds_of_a_batch(before.of(stage), after.of(stage)) for stage in STAGE_NAMES}
+    # Loader and augmenters count a replica's share of a batch as a batch: a step costs them that many.
+    others = max(replicas * seconds["load"], seconds["copy"], seconds["train"])
+    if not seconds["transform"] or not seconds["train"]:
         return 0
-    return max(1, math.ceil((1.0 - WAITING) * seconds["transform"] / others))
+    return max(1, math.ceil((1.0 - WAITING) * replicas * seconds["transform"] / others))
 
 
-def judge(before: Reading, after: Reading, *, augmenters: int, waiting: str = "") -> Verdict:
+def judge(before: Reading, after: Reading, *, augmenters: int, replicas: int = 1, waiting: str = "") -> Verdict:
     """What held the run up between two readings.
 
-    augmenters: how many there are now. waiting: the loader's reason for not leasing anything, in words
+    augmenters: how many there are now. replicas: trainers that share each batch
+    waiting: the loader's reason for not leasing anything, in words
     """
     parts = {stage: shares(before.of(stage), after.of(stage)) for stage in STAGE_NAMES}
     waits = parts["train"].wait_upstream
-    wanted = wanted_augmenters(before, after)
+    wanted = wanted_augmenters(before, after, replicas=replicas)
 
     def verdict(what: str, sentence: str) -> Verdict:
         return Verdict(what, sentence, waits, wanted)
@@ -137,7 +141,7 @@ def _of_stage(stage: str, busy: float, said: str, augmenters: int, wanted: int) 
         plural = "" if more == 1 else "s"
         advice = f"about {more} more augmenter{plural} would feed it, where cores are free"
     else:
-        advice = "their number is right for it, but they do not come to their work: are cores free?"
+        advice = f"by what a batch costs them {wanted} are enough: either they have just come, or they lack cores"
     return f"transform-bound: augmenters are {busy:.0%} busy, {said}; {advice}"
 
 
@@ -149,6 +153,7 @@ def _of_way(way: str, batches: float, said: str) -> str:
     )
 
 
-def _seconds_of_a_batch(before: Usage, after: Usage) -> float:
+def seconds_of_a_batch(before: Usage, after: Usage) -> float:
+    """Busy seconds of a stage for each batch between two readings; 0 where there was none."""
     batches = after.batches - before.batches
     return max(0.0, after.busy - before.busy) / batches if batches > 0 else 0.0

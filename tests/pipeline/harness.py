@@ -76,6 +76,8 @@ class Services:
     settings: Sequence[str] = ()
     loader: str = ""
     """Where the loader binds; empty: a Unix socket whose address it writes to a file."""
+    keys: Path | None = None
+    """What ``fourstage keys init`` has made: whoever is started takes the folder of its role."""
     processes: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
 
     @property
@@ -89,9 +91,9 @@ class Services:
         """loader: where it is reached, if not at its own address."""
         self._start(name, "augmenter", "--name", name, loader=loader)
 
-    def start_trainer(self, recipe: str) -> None:
+    def start_trainer(self, recipe: str, *flags: str) -> None:
         """A trainer whose run directory is ``run`` in the folder."""
-        self._start("trainer", "trainer", "--run-dir", str(self.folder / "run"), "--settings", recipe)
+        self._start("trainer", "trainer", "--run-dir", str(self.folder / "run"), "--settings", recipe, *flags)
 
     def status(self) -> dict[str, Any]:
         """What the trainer says of its run; nothing before it has begun."""
@@ -117,6 +119,8 @@ class Services:
 
     def _start(self, name: str, *arguments: str, loader: str = "") -> None:
         overrides = [f"loader.address={loader or self.address}", f"sockets={self.folder}", *self.settings]
+        if self.keys is not None:
+            overrides.append(f"keys={self.keys / arguments[0]}")
         flags = [part for override in overrides for part in ("--set", override)]
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
@@ -137,10 +141,16 @@ class Services:
 
 @contextmanager
 def services(
-    store: Path, folder: Path, augmenters: int, settings: Sequence[str] = (), *, loader: str = ""
+    store: Path,
+    folder: Path,
+    augmenters: int,
+    settings: Sequence[str] = (),
+    *,
+    loader: str = "",
+    keys: Path | None = None,
 ) -> Iterator[Services]:
     """Start a loader and ``augmenters`` workers; stop them in the end, frozen ones too."""
-    running = Services(store, folder, settings, loader)
+    running = Services(store, folder, settings, loader, keys)
     try:
         running.start_loader()
         for number in range(augmenters):

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from fourstage import __version__
-from fourstage.cli import results, roles, runs, stores
+from fourstage.cli import keys, receipts, results, roles, runs, stores
 from fourstage.engine.processes import ERROR_PREFIX
 from fourstage.errors import FourstageError
 
@@ -23,10 +23,12 @@ app = typer.Typer(
     add_completion=False,
 )
 for _command in (
-    stores.prepare, stores.verify, runs.run, runs.demo, runs.status, runs.rate, results.evaluate, results.figures,
-    roles.loader, roles.augmenter, roles.trainer,
+    stores.prepare, stores.verify, runs.run, runs.demo, runs.status, runs.rate, runs.trace, runs.scale,
+    results.evaluate, results.figures, receipts.batch, roles.loader, roles.augmenter, roles.trainer,
 ):  # fmt: skip
     app.command()(_command)
+app.add_typer(keys.app, name="keys")
+app.add_typer(receipts.receipt, name="receipt")
 
 
 @app.callback(invoke_without_command=True)

@@ -1,5 +1,6 @@
 """One service alone, for containers and clusters."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Annotated
@@ -8,8 +9,14 @@ import typer
 
 from fourstage import rundir
 from fourstage.cli.shared import DebugOption, RunDirOption, SetOption, StoreOption
+from fourstage.errors import SettingsError
 from fourstage.resolve import load_settings, write_settings
-from fourstage.services import Launch, run_augmenter, run_loader, run_trainer, trace_folder
+from fourstage.services import Launch, run_augmenter, run_loader, run_trainer
+from fourstage.settings import Settings
+from fourstage.telemetry import configure_logging
+from fourstage.wire.security import load
+
+log = logging.getLogger(__name__)
 
 SettingsOption = Annotated[
     str | None, typer.Option("--settings", help="TOML file or recipe; FOURSTAGE_* variables go over it.")
@@ -45,6 +52,9 @@ def augmenter(
 def trainer(
     run_dir: RunDirOption,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    continue_: Annotated[
+        bool, typer.Option("--continue", help="Begin, or go on where the directory holds a run that is not done.")
+    ] = False,
     settings: SettingsOption = None,
     set_: SetOption = None,
     announce: AnnounceOption = None,
@@ -52,11 +62,33 @@ def trainer(
     debug: DebugOption = False,
 ) -> None:
     """Stages 3 and 4 alone: train from the loader at loader.address."""
-    launch = _launch(settings, set_, announce, lifeline, debug, trace_folder(run_dir))
+    if continue_ and resume:
+        raise SettingsError("--continue with --resume", hint="--continue begins as well: leave --resume out")
+    launch = _launch(settings, set_, announce, lifeline, debug)
+    configure_logging("trainer", debug=debug)
+    if continue_ and rundir.is_done(run_dir):
+        log.info("the run in %s is done: nothing is left to train; another --run-dir begins another run", run_dir)
+        raise typer.Exit
+    resume = resume or (continue_ and (run_dir / rundir.SETTINGS).is_file())
+    # Before the run's directory is taken: wrong keys leave it as it was.
+    load(launch.settings.keys, "trainer", warn=False)
     if not lifeline and os.environ.get("RANK", "0") == "0":
-        rundir.create_run_directory(run_dir, resume=resume)
-        rundir.write_whole(run_dir / rundir.SETTINGS, write_settings(launch.settings))
+        _take_over(run_dir, launch.settings, resume=resume)
     raise typer.Exit(run_trainer(launch, run_dir, resume=resume))
+
+
+def _take_over(run_dir: Path, settings: Settings, *, resume: bool) -> None:
+    """Make the run's directory this trainer's. Raises FourstageErrors where that would be another run."""
+    from fourstage.trainer.resume import changed_settings
+
+    rundir.create_run_directory(run_dir, resume=resume)
+    if resume:
+        # Before anything is written: what is refused leaves the run as it was.
+        for change in changed_settings(settings, run_dir):
+            log.warning("other than before: %s", change)
+    rundir.write_whole(run_dir / rundir.SETTINGS, write_settings(settings))
+    for stale in (rundir.STATUS, rundir.SUMMARY):
+        (run_dir / stale).unlink(missing_ok=True)
 
 
 def _launch(
@@ -65,9 +97,6 @@ def _launch(
     announce: Path | None,
     lifeline: bool,
     debug: bool,
-    trace_dir: Path | None = None,
 ) -> Launch:
     resolved = load_settings(settings or "alexnet", overrides=overrides or ())
-    if trace_dir is None and settings is not None and settings.endswith(".toml"):
-        trace_dir = trace_folder(Path(settings).parent)
-    return Launch(resolved, announce, lifeline, debug, trace_dir)
+    return Launch(resolved, announce, lifeline, debug)

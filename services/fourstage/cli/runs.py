@@ -1,6 +1,7 @@
 """Runs on this machine: begun, looked at, changed while they go on."""
 
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -9,18 +10,30 @@ import typer
 from rich.console import Console
 
 from fourstage import rundir
-from fourstage.by_hand import request_rate
-from fourstage.cli.shared import DebugOption, JsonOption, RunDirOption, SetOption, StoreOption, augmenter_count, say
+from fourstage.by_hand import RATE, SCALE
+from fourstage.cli.shared import DebugOption, JsonOption, RunDirOption, SetOption, StoreOption, first_augmenters, say
 from fourstage.engine.foreground import free_run_directory, run_in_foreground
+from fourstage.engine.lock import require_running
 from fourstage.resolve import load_settings
+from fourstage.store import open_store
+from fourstage.store.manifest import MANIFEST_NAME
+from fourstage.trace import await_trace, request_trace
 from fourstage.view import StoreBar, render
+
+_TRACE_PATIENCE_SECONDS = 15.0
+"""Steps may take seconds, and the trainer looks for requests between them."""
 
 
 def run(
     store: StoreOption,
     run_dir: RunDirOption,
     recipe: Annotated[str | None, typer.Option(help="Name of a recipe, or a TOML file.")] = None,
-    augmenters: Annotated[str, typer.Option(help="Number of augmenters, or auto.")] = "auto",
+    augmenters: Annotated[
+        str,
+        typer.Option(
+            help="Number of augmenters; auto: as many as the trainer needs; auto:N: the same, N to begin with."
+        ),
+    ] = "auto",
     max_steps: Annotated[int | None, typer.Option(help="Stop after this many steps since the beginning.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training split.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of order, draws, weights and dropout.")] = None,
@@ -42,10 +55,10 @@ def run(
     began_with = run_dir / rundir.SETTINGS
     source = recipe or (str(began_with) if resume and began_with.is_file() else "alexnet")
     settings = load_settings(source, overrides=set_ or (), flags=flags)
+    count, auto = first_augmenters(augmenters, settings)
     code = run_in_foreground(
-        settings, store=store, run_dir=run_dir, augmenters=augmenter_count(augmenters, settings), resume=resume,
-        as_json=json_, debug=debug,
-    )  # fmt: skip
+        settings, store=store, run_dir=run_dir, augmenters=count, auto=auto, resume=resume, as_json=json_, debug=debug
+    )
     raise typer.Exit(code)
 
 
@@ -55,21 +68,22 @@ def demo(
         "runs/demo"
     ),
     seed: Annotated[int, typer.Option(help="Seed of the photographs and of the training.")] = 0,
+    only_store: Annotated[
+        bool, typer.Option("--only-store", help="Make the store where there is none; no run.")
+    ] = False,
     json_: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Draw photographs of ten classes, store them, and learn them through all four stages."""
-    from fourstage.demo import write_photographs
-    from fourstage.store.prepare import prepare as prepare_store
-
-    if not (store / "store.json").is_file():
-        with tempfile.TemporaryDirectory(prefix="fourstage-photographs-") as folder:
-            say("drawing 4,500 photographs of ten classes, 120 to 256 pixels wide", quiet=json_)
-            photographs = Path(folder)
-            write_photographs(photographs, seed=seed, train_per_class=400, validation_per_class=50)
-            for split in ("train", "val"):
-                with StoreBar(f"preparing {split}", quiet=json_) as progress:
-                    prepare_store(photographs / split, store, split=split, size=36, progress=progress.show)
+    if not (store / MANIFEST_NAME).is_file():
+        _make_demo_store(store, seed, quiet=json_)
+    if only_store:
+        splits = {name: len(split) for name, split in open_store(store).splits.items()}
+        counts = ", ".join(f"{name} {images:,}" for name, images in sorted(splits.items()))
+        say(f"the store in {store} has {counts} images", quiet=json_)
+        if json_:
+            typer.echo(json.dumps({"store": os.fspath(store), "splits": splits}))
+        raise typer.Exit
     settings = load_settings("demo", flags={"seed": seed, "trace": True})
     run_dir = free_run_directory(run_dir)
     say(f"training the four-layer net on {store}; the run is written to {run_dir}", quiet=json_)
@@ -77,6 +91,19 @@ def demo(
         settings, store=store, run_dir=run_dir, augmenters=1, resume=False, as_json=json_, debug=debug
     )
     raise typer.Exit(code)
+
+
+def _make_demo_store(store: Path, seed: int, *, quiet: bool) -> None:
+    from fourstage.demo import write_photographs
+    from fourstage.store.prepare import prepare as prepare_store
+
+    with tempfile.TemporaryDirectory(prefix="fourstage-photographs-") as folder:
+        say("drawing 4,500 photographs of ten classes, 120 to 256 pixels wide", quiet=quiet)
+        photographs = Path(folder)
+        write_photographs(photographs, seed=seed, train_per_class=400, validation_per_class=50)
+        for split in ("train", "val"):
+            with StoreBar(f"preparing {split}", quiet=quiet) as progress:
+                prepare_store(photographs / split, store, split=split, size=36, progress=progress.show)
 
 
 def status(run_dir: RunDirOption = Path(), json_: JsonOption = False) -> None:
@@ -88,10 +115,32 @@ def status(run_dir: RunDirOption = Path(), json_: JsonOption = False) -> None:
         Console().print(render(values))
 
 
+def trace(
+    run_dir: RunDirOption,
+    seconds: Annotated[float, typer.Option(help="How long, from now on.")] = 10.0,
+) -> None:
+    """Write the timeline of a run that goes on: the next seconds of all four stages, for ui.perfetto.dev."""
+    path = request_trace(run_dir, seconds)
+    say(f"tracing {run_dir} for {seconds:g} s", quiet=False)
+    await_trace(run_dir, _TRACE_PATIENCE_SECONDS)
+    typer.echo(f"{path}: open it at https://ui.perfetto.dev and follow the arrows of a batch")
+
+
 def rate(
     value: Annotated[float, typer.Argument(help="The weights' new learning rate; later drops divide it.")],
     run_dir: RunDirOption,
 ) -> None:
     """Set the learning rate of a run by hand, while it trains or before it is resumed."""
-    request_rate(run_dir, value)
+    RATE.ask(run_dir, value)
     typer.echo(f"rate {value:g} is asked of {run_dir}: its trainer takes it before its next step")
+
+
+def scale(
+    number: Annotated[str, typer.Argument(metavar="N", help="Augmenters, or auto: as many as the trainer needs.")],
+    run_dir: RunDirOption,
+) -> None:
+    """Change the number of augmenters while a run goes on here; the batches stay the same."""
+    require_running(run_dir)
+    asked = SCALE.ask(run_dir, number)
+    words = "as many augmenters as its trainer needs" if asked == "auto" else f"augmenters: {asked}"
+    typer.echo(f"{words}, asked of {run_dir}: its engine does it within a second")

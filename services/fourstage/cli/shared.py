@@ -1,12 +1,13 @@
 """What several commands share: options, and how they speak."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from fourstage.by_hand import LARGEST_SCALE
+from fourstage.engine.cores import Cores
 from fourstage.errors import SettingsError
 from fourstage.settings import Settings
 
@@ -23,11 +24,18 @@ SetOption = Annotated[
 def augmenter_count(text: str, settings: Settings) -> int:
     """How many augmenters to start; ``auto``: one per core, less one for a trainer that computes here."""
     if text == "auto":
-        cores = len(os.sched_getaffinity(0))
-        return max(1, cores - (settings.model.name != "none"))
-    if not text.isdigit() or not 1 <= int(text) <= 1024:
-        raise SettingsError(f"--augmenters {text!r}", hint="a number from 1 to 1024, or auto")
+        return max(1, Cores().usable - (settings.model.name != "none"))
+    if not text.isdecimal() or not 1 <= int(text) <= LARGEST_SCALE:
+        raise SettingsError(f"--augmenters {text!r}", hint=f"a number from 1 to {LARGEST_SCALE}, or auto")
     return int(text)
+
+
+def first_augmenters(text: str, settings: Settings) -> tuple[int, bool]:
+    """How many augmenters to begin with, and whether their number adapts: ``N``, ``auto`` or ``auto:N``."""
+    auto, colon, count = text.partition(":")
+    if auto == "auto" and colon:
+        return augmenter_count(count, settings), True
+    return augmenter_count(text, settings), text == "auto"
 
 
 def say(text: str, *, quiet: bool) -> None:

@@ -10,49 +10,65 @@ from pathlib import Path
 from rich.console import Console
 
 from fourstage import rundir
+from fourstage.by_hand import SCALE
 from fourstage.engine.local import LocalRun
+from fourstage.engine.lock import is_looked_after, looked_after
 from fourstage.errors import SettingsError
 from fourstage.process import StopFlag, private_folder
 from fourstage.resolve import write_settings
 from fourstage.settings import Settings
 from fourstage.store import open_store
 from fourstage.telemetry import configure_logging
-from fourstage.trace import TRACE_FOLDER, merge
+from fourstage.trace import REQUEST, TRACE_FOLDER
 from fourstage.view import LiveView, final_table
 
 log = logging.getLogger(__name__)
 
 
 def run_in_foreground(
-    settings: Settings, *, store: Path, run_dir: Path, augmenters: int, resume: bool, as_json: bool, debug: bool
+    settings: Settings,
+    *,
+    store: Path,
+    run_dir: Path,
+    augmenters: int,
+    resume: bool,
+    as_json: bool,
+    debug: bool,
+    auto: bool = False,
 ) -> int:
-    """Train with a live view; the exit code. Raises FourstageErrors before anything is written where it can."""
-    size = open_store(store).size
+    """Train with a live view; the exit code. Raises FourstageErrors before anything is written where it can.
+
+    augmenters: to begin with; auto: from then on as many as the trainer needs
+    """
+    opened = open_store(store)
+    size = opened.size
     if settings.augmenter.crop > size:
         raise SettingsError(
             f"augmenter.crop = {settings.augmenter.crop} is larger than the store's images of {size}x{size}",
             hint=f"--set augmenter.crop={size} or less",
         )
     rundir.create_run_directory(run_dir, resume=resume)
+    if is_looked_after(run_dir):
+        raise SettingsError(f"the run in {run_dir} goes on already", hint="wait for its end, or name another directory")
+    rundir.note_store(run_dir, store, opened.fingerprint)
     rundir.write_whole(run_dir / rundir.SETTINGS, write_settings(settings))
-    for stale in (rundir.STATUS, rundir.SUMMARY):
+    for stale in (rundir.STATUS, rundir.SUMMARY, rundir.TRACE, REQUEST, SCALE.file):
         (run_dir / stale).unlink(missing_ok=True)
-    events = run_dir / TRACE_FOLDER
-    shutil.rmtree(events, ignore_errors=True)
+    shutil.rmtree(run_dir / TRACE_FOLDER, ignore_errors=True)
     configure_logging("run", debug=debug)
     stop = StopFlag()
     stop.on_signals()
     console = Console(stderr=as_json)
     with ExitStack() as stack:
+        stack.enter_context(looked_after(run_dir))
         # Always a folder of its own: whoever is orphaned removes it.
         sockets = private_folder(settings.sockets)
         stack.callback(shutil.rmtree, sockets, ignore_errors=True)
         view = stack.enter_context(LiveView(console))
-        run = LocalRun(run_dir, sockets, store.absolute(), augmenters, resume, trainers(settings), debug)
+        count = trainers(settings)
+        replicas = count // 2 if settings.parallel == "columns" else count
+        run = LocalRun(run_dir, sockets, store.absolute(), augmenters, auto, resume, count, replicas, debug)
         code = run.run(stop, view)
-    if settings.trace:
-        merge(events, run_dir / rundir.TRACE)
-        shutil.rmtree(events, ignore_errors=True)
     if stop.urgent:
         log.warning("stopped at once: the run can go on from its last checkpoint")
         return code

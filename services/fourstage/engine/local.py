@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from fourstage import rundir
+from fourstage.engine.crew import Crew
 from fourstage.engine.processes import POLL_SECONDS, STOP_SECONDS, Processes
+from fourstage.engine.scaling import Scaling
 from fourstage.errors import FourstageError
 from fourstage.process import StopFlag
 
@@ -34,10 +36,16 @@ class LocalRun:
     sockets: Path
     store: Path
     augmenters: int
+    """To begin with."""
+    auto: bool
+    """Whether their number adapts."""
     resume: bool
     trainers: int = 1
+    replicas: int = 1
+    """Trainers with a stream each."""
     debug: bool = False
     _processes: Processes = field(init=False)
+    _crew: Crew = field(init=False)
 
     def run(self, stop: StopFlag, show: Callable[[dict[str, Any]], None]) -> int:
         """Run to the end; ``show`` is called with every new status. Returns the trainer's exit code.
@@ -50,6 +58,7 @@ class LocalRun:
             logs=self.run_dir / rundir.LOGS,
             debug=self.debug,
         )
+        self._crew = Crew(self._processes)
         try:
             self._start_all()
             return self._watch(stop, show)
@@ -58,12 +67,8 @@ class LocalRun:
 
     def _start_all(self) -> None:
         self._processes.start(_LOADER, ["loader", "--store", os.fspath(self.store)])
-        for name in self._augmenters():
-            self._processes.start(name, ["augmenter", "--name", name])
+        self._crew.resize(self.augmenters, time.monotonic())
         self._processes.start(_TRAINER, self._trainer(resume=self.resume), self._torchrun())
-
-    def _augmenters(self) -> list[str]:
-        return [f"augmenter-{number}" for number in range(self.augmenters)]
 
     def _trainer(self, *, resume: bool) -> list[str]:
         return ["trainer", "--run-dir", os.fspath(self.run_dir), *(["--resume"] if resume else [])]
@@ -84,15 +89,21 @@ class LocalRun:
         shown: dict[str, Any] = {}
         listed: dict[str, Any] = {}
         told_to_stop = False
+        scaling = Scaling(self.run_dir, self._processes, self._crew, auto=self.auto, replicas=self.replicas)
         while True:
             if stop and not told_to_stop:
                 told_to_stop = True
                 self._stop_training()
             code = self._processes.poll(_TRAINER)
+            now = time.monotonic()
             status = self._status()
             if status and status != shown:
                 shown = status
                 show(status)
+                if not told_to_stop:
+                    scaling.look(status, now)
+            if not told_to_stop:
+                scaling.turn(now)
             if (present := self._present()) != listed:
                 listed = present
                 rundir.write_json(self.run_dir / "processes.json", listed)
@@ -100,7 +111,8 @@ class LocalRun:
                 return 130
             if code is not None and not self._restart_trainer(code, stop):
                 return self._ended(code)
-            self._processes.revive([_LOADER, *self._augmenters()])
+            self._processes.revive([_LOADER])
+            self._crew.turn(now)
             if told_to_stop:
                 # The flag stays set: waiting on it would not wait any more.
                 time.sleep(POLL_SECONDS)
@@ -137,7 +149,7 @@ class LocalRun:
         """Trainer, then augmenters, then loader: each stage outlives those that it feeds."""
         for names, seconds in (
             ([_TRAINER], _TRAINER_STOP_SECONDS),
-            (self._augmenters(), STOP_SECONDS),
+            (self._crew.names + self._crew.leaving, STOP_SECONDS),
             ([_LOADER], STOP_SECONDS),
         ):
             self._processes.stop(names, seconds, lambda: stop.urgent)
@@ -165,6 +177,8 @@ class LocalRun:
             announced = self._announced(name)
             pid = self._processes.pid(name)
             listed[name] = {"pid": pid} | (announced if announced.get("pid") == pid else {})
+        for name in self._crew.leaving:
+            listed[name]["leaving"] = True
         return listed | {rank: announced for rank in self._ranks() if (announced := self._announced(rank))}
 
     def _announced(self, name: str) -> dict[str, Any]:

@@ -113,6 +113,11 @@ class Processes:
         if child.process.poll() is None:
             child.process.send_signal(number)
 
+    def forget(self, name: str) -> None:
+        """Leave a process that has ended out of the books."""
+        del self._children[name]
+        (self._sockets / f"{name}.json").unlink(missing_ok=True)
+
     def stop(
         self, names: Iterable[str], seconds: float = STOP_SECONDS, urgent: Callable[[], bool] = lambda: False
     ) -> None:
@@ -139,6 +144,8 @@ class Processes:
         environment |= {
             "FOURSTAGE_LOADER__ADDRESS": f"file:{self._sockets / ADDRESS}",
             "FOURSTAGE_SOCKETS": os.fspath(self._sockets),
+            # They speak through Unix sockets; the setting is for one role, and these are of all.
+            "FOURSTAGE_KEYS": "",
             # One process one core: the pools of BLAS and OpenMP would fight for it.
             "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", "1"),
             "OPENBLAS_NUM_THREADS": "1",

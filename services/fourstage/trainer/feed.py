@@ -43,6 +43,7 @@ from fourstage.wire.messages import (
     Welcome,
     Who,
 )  # fmt: skip
+from fourstage.wire.security import Security
 from fourstage.wire.sockets import Bound, Payload, Peer, Waiter
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class Feed:
         receiver_bind: str = "",
         telemetry: Telemetry | None = None,
         patience: float = LOADER_PATIENCE_SECONDS,
+        security: Security | None = None,
     ) -> None:
         """Bind the receiving socket. address: the loader's. patience: seconds that it may be away."""
         self.stages: Stages | None = None
@@ -90,7 +92,7 @@ class Feed:
         self._telemetry = telemetry
         self._uuid = secrets.token_bytes(16)
         bind, self._advertised = receiver_addresses(receiver, address, sockets, receiver_bind)
-        self._socket = Bound(bind, max_frame=_LARGEST_BATCH)
+        self._socket = Bound(bind, max_frame=_LARGEST_BATCH, security=security, on_refused=self._count_refused)
         if self._advertised.endswith(":0"):
             port = urlsplit(self._socket.address).port
             self._advertised = f"{self._advertised[:-2]}:{port}"
@@ -102,7 +104,7 @@ class Feed:
         for source in (self._socket, self._wake):
             self._waiter.add(source)
         self._door: Door[tuple[bytes, bytes]] = Door(socket_path(sockets, "trainer"), self._waiter)
-        self._link = LoaderLink(address, role="trainer", name=name, waiter=self._waiter)
+        self._link = LoaderLink(address, role="trainer", name=name, waiter=self._waiter, security=security)
         self._lock = threading.Lock()
         self._to_open: list[Inbox] = []
         self._to_close: list[Inbox] = []
@@ -184,7 +186,7 @@ class Feed:
         if self._link.lost_since is not None and now - self._link.lost_since > self._patience:
             raise PeerLostError(
                 f"no loader answers at {self._address} since {now - self._link.lost_since:.0f} s",
-                hint="start one with fourstage loader, or correct loader.address",
+                hint=self._link.trouble or "start one with fourstage loader, or correct loader.address",
             )
         dirty = set()
         early, self._early = self._early, []
@@ -316,6 +318,10 @@ class Feed:
                 if (age := passage.age(moment - offset)) is not None:
                     self._telemetry.histogram("fourstage_batch_age_seconds", stage).observe(max(0.0, age))
         return passage
+
+    def _count_refused(self, number: int) -> None:
+        if self._telemetry:
+            self._telemetry.counter("fourstage_refused_handshakes_total").inc(number)
 
     def _took(self, hop: str, seconds: float) -> None:
         seconds = max(0.0, seconds)

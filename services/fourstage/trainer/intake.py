@@ -17,6 +17,7 @@ from fourstage.trainer.group import Group
 from fourstage.trainer.inbox import StreamInfo
 from fourstage.trainer.relay import Batches, RelayedInbox, RelayingInbox, connect, listen
 from fourstage.wire.messages import Open, Stages
+from fourstage.wire.security import load
 
 _OPEN_SECONDS = 60.0
 _CONNECT_SECONDS = 30.0
@@ -44,6 +45,7 @@ class Intake:
                 receiver=settings.receiver,
                 receiver_bind=settings.receiver_bind,
                 telemetry=telemetry,
+                security=load(settings.keys, "trainer"),
             )
 
     @property

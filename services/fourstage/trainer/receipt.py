@@ -5,15 +5,15 @@ and goes on from there. A line per epoch is written; two runs saw the same batch
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from fourstage.errors import CheckpointError
-from fourstage.trainer.inbox import FeedBatch
 
 DIGEST_BYTES = 16
 
@@ -28,7 +28,24 @@ _RECORD = np.dtype(
 )
 
 
-def sample_digests(batch: FeedBatch, pixels: bytes) -> bytes:
+class Rows(Protocol):
+    """What the digests of a batch's rows cover, besides their pixels; ``FeedBatch`` has the forms."""
+
+    @property
+    def keys(self) -> Sequence[str]: ...
+    @property
+    def indices(self) -> NDArray[np.int64]: ...
+    @property
+    def labels(self) -> NDArray[np.int32]: ...
+    @property
+    def offsets(self) -> NDArray[np.int32]: ...
+    @property
+    def reflections(self) -> NDArray[np.bool_]: ...
+    @property
+    def shifts(self) -> NDArray[np.float32]: ...
+
+
+def sample_digests(batch: Rows, pixels: bytes) -> bytes:
     """16 bytes for each row of a batch, one behind another: its key, index, label and draws.
 
     pixels: the rows' ``pixel_digests`` where the receipt covers pixels, else empty. One digest per sample, so that
@@ -46,6 +63,12 @@ def sample_digests(batch: FeedBatch, pixels: bytes) -> bytes:
         ).digest()
         for row, key in enumerate(batch.keys)
     )
+
+
+def short_digests(samples: bytes) -> bytes:
+    """The low 32 bits of each row's digest, little-endian uint32, for ``samples.u32``; never 0, which is none."""
+    low: NDArray[np.uint32] = np.frombuffer(samples, "<u4").reshape(-1, DIGEST_BYTES // 4)[:, 0]
+    return bytes(np.maximum(low, 1).astype("<u4"))
 
 
 def batch_digest(seq: int, samples: bytes) -> bytes:

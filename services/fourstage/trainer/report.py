@@ -34,6 +34,7 @@ class Report:
         run_dir: Path | None,
         *,
         rank: int,
+        replicas: int,
         telemetry: Telemetry,
         copy: StageMeter,
         train: StageMeter,
@@ -48,6 +49,7 @@ class Report:
         self._first = first_step
         self._end = end
         self._rank = str(rank)
+        self._replicas = replicas
         self._steps, self._epochs, self._receipt = (
             rundir.Lines(run_dir / name if run_dir else None) for name in (rundir.STEPS, rundir.EPOCHS, rundir.RECEIPT)
         )
@@ -268,8 +270,9 @@ class Report:
     def _judge(self, before: Reading, after: Reading) -> Verdict:
         stages = self.stages
         return judge(
-            before, after, augmenters=stages.augmenters if stages else 0, waiting=stages.waiting if stages else ""
-        )
+            before, after, augmenters=stages.augmenters if stages else 0, replicas=self._replicas,
+            waiting=stages.waiting if stages else "",
+        )  # fmt: skip
 
     def _say(self, verdict: Verdict, state: str, now: float) -> None:
         """Metrics at once; a line in the log once the run has waited for something else for a while."""

@@ -81,8 +81,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def cut_lines(run_dir: Path, *, step: int, epochs: int) -> None:
-    """Lines that the checkpoint does not know belong to steps that will be taken again."""
+def cut_lines(run_dir: Path, *, step: int, epochs: int, samples: int) -> None:
+    """What the checkpoint does not know belongs to steps that will be taken again. samples: of all steps before."""
     rundir.keep_lines(run_dir / rundir.STEPS, lambda line: line["step"] <= step)
     rundir.keep_lines(run_dir / rundir.RECEIPT, lambda line: line["epoch"] < epochs)
     rundir.keep_lines(run_dir / rundir.EPOCHS, lambda line: line["epoch"] < epochs)
+    rundir.cut_samples(run_dir / rundir.SAMPLES, samples)

@@ -24,7 +24,7 @@ from fourstage.trainer.group import Group
 from fourstage.trainer.inbox import StreamInfo
 from fourstage.trainer.intake import Intake
 from fourstage.trainer.learner import make_learner
-from fourstage.trainer.receipt import Receipt, batch_digest
+from fourstage.trainer.receipt import Receipt, batch_digest, short_digests
 from fourstage.trainer.relay import Batches
 from fourstage.trainer.report import Report
 from fourstage.trainer.requests import train_request, validation_request
@@ -104,12 +104,14 @@ class TrainerService:
                 )
             )
         if self._leads:
-            cut_lines(run_dir, step=self._step, epochs=self._receipt.epoch)
+            delivered = self._receipt.delivered if settings.receipt == "pixels" else 0
+            cut_lines(run_dir, step=self._step, epochs=self._receipt.epoch, samples=delivered)
         self._meter = telemetry.meter("train")
         copy_meter = telemetry.meter("copy")
         self._report = Report(
             run_dir if self._leads else None,
             rank=self._place.rank,
+            replicas=self._place.replicas,
             telemetry=telemetry,
             copy=copy_meter,
             train=self._meter,
@@ -224,6 +226,7 @@ class TrainerService:
         line = {
             "step": self._step, "epoch": whole.epoch, "learning_rate": rate, "seconds": ended - began,
             "waited": waited, "rows": whole.rows, "digest": digest.hex(),
+            "samples": short_digests(decision.samples) if self._receipt.covers == "pixels" else b"",
         }  # fmt: skip
         self._pending = (line, loss)
 
