@@ -146,6 +146,12 @@ METRICS = (
     ),
     Metric("fourstage_peer_errors_total", "counter", "Messages that the protocol does not allow, dropped."),
     Metric(
+        "fourstage_refused_handshakes_total",
+        "counter",
+        "Connections over TCP that did not come about: an unknown key, a wrong one, or none where one is wanted.",
+        roles=("loader", "trainer"),
+    ),
+    Metric(
         "fourstage_slots",
         "gauge",
         "Slots of this process's arenas, by state.",

@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,9 @@ import fourstage
 from fourstage import rundir
 from fourstage.metrics import Role
 from fourstage.process import ORPHANED, StopFlag, sockets_folder
-from fourstage.settings import Settings
+from fourstage.settings import MetricsSettings, Settings
 from fourstage.telemetry import Telemetry, configure_logging
+from fourstage.wire.security import load
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def started(role: Role, name: str, launch: Launch) -> Iterator[Started]:
     stop.on_signals()
     if launch.lifeline:
         stop.on_lifeline(sys.stdin.fileno())
-    telemetry = Telemetry(role, launch.settings.metrics, fourstage.__version__)
+    telemetry = Telemetry(role, _own_pages(launch.settings.metrics, os.environ), fourstage.__version__)
     with sockets_folder(launch.settings.sockets) as sockets:
         page = telemetry.serve()
         log.info("pid %d, metrics at %s/metrics", os.getpid(), page)
@@ -76,6 +77,7 @@ def run_loader(launch: Launch, store_path: Path) -> int:
             sockets=base.sockets,
             telemetry=base.telemetry,
             stop=base.stop,
+            security=load(launch.settings.keys, "loader"),
         )
         try:
             configured = launch.settings.loader.address
@@ -100,6 +102,7 @@ def run_augmenter(launch: Launch, name: str) -> int:
             name=f"{name}@{socket.gethostname()}",
             telemetry=base.telemetry,
             stop=base.stop,
+            security=load(launch.settings.keys, "augmenter"),
         )
         try:
             announce(launch, base, name)
@@ -141,6 +144,12 @@ def run_trainer(launch: Launch, run_dir: Path, *, resume: bool) -> int:
             finally:
                 service.close()
     return 0 if state == "done" or place.world > 1 else 130
+
+
+def _own_pages(settings: MetricsSettings, environment: Mapping[str, str]) -> MetricsSettings:
+    """Several trainers of one machine (torchrun's LOCAL_RANK) have ports in a row."""
+    neighbour = int(environment.get("LOCAL_RANK", 0))
+    return settings.model_copy(update={"port": settings.port + neighbour}) if settings.port else settings
 
 
 def announce(launch: Launch, base: Started, name: str, **facts: str) -> None:

@@ -194,7 +194,8 @@ class MetricsSettings(Section):
     """Interface; 0.0.0.0 lets a Prometheus on another host scrape."""
 
     port: Annotated[int, Field(ge=0, le=65_535)] = 0
-    """0 takes a free port; it is written to the log and to the run directory."""
+    """0 takes a free port; it is written to the log and to the run directory. Of several trainers on one machine each
+    takes the next."""
 
     alive_file: str = ""
     """A file that the data loop touches every few seconds while it turns: for health checks without HTTP."""

@@ -27,6 +27,7 @@ from fourstage.store import open_store
 from fourstage.trainer.finish import Finish
 from fourstage.trainer.inbox import FeedBatch
 from fourstage.views import Kind
+from fourstage.wire.security import load
 
 __all__ = ["BatchStream", "StreamBatch"]
 
@@ -128,7 +129,9 @@ class BatchStream:
                 open_store(path)
                 self._service = (share if spread else start)(path, resolved, workers=workers)
             stack.callback(self._service.close)
-            self._source = Source(self._service, spec, receiver=resolved.receiver, timeout=timeout)
+            # Processes of this stream's own speak through Unix sockets.
+            security = load(resolved.keys, "trainer") if running else None
+            self._source = Source(self._service, spec, receiver=resolved.receiver, timeout=timeout, security=security)
             stack.callback(self._source.close)
             self._unpack = _unpack(self._source, resolved, device or "cpu", finish=finish, borrow=borrow)
             self._resources = stack.pop_all()

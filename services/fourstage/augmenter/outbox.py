@@ -19,6 +19,7 @@ from fourstage.augmenter.draws import Draws
 from fourstage.errors import PeerError, SettingsError
 from fourstage.wire import side
 from fourstage.wire.messages import PROTOCOL, Batch, Hello, Holds, Lease, Refused, Stream, Times, Welcome, Who
+from fourstage.wire.security import Security
 from fourstage.wire.sockets import Dialled, Payload, Waiter
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Outbox:
         slots: int,
         memory: int,
         waiter: Waiter,
+        security: Security | None = None,
     ) -> None:
         """Make the arena and hand it over. Raises SettingsError where ``memory`` takes not one slot."""
         self.spec = spec
@@ -91,7 +93,7 @@ class Outbox:
         self._settled_at = 0.0
         """When the trainer last had acknowledged everything."""
         self._side = self._hand_over() if spec.transport == "arena" else None
-        self._socket = Dialled(spec.receiver)
+        self._socket = Dialled(spec.receiver, server="trainer", security=security)
         waiter.add(self._socket)
 
     @property

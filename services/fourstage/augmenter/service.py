@@ -22,6 +22,7 @@ from fourstage.telemetry import Telemetry
 from fourstage.wire import side
 from fourstage.wire.link import LoaderLink
 from fourstage.wire.messages import Beat, Failed, Gone, Lease, Message, Stream, Welcome
+from fourstage.wire.security import Security
 from fourstage.wire.sockets import Payload, Waiter
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class AugmenterService:
         name: str,
         telemetry: Telemetry,
         stop: StopFlag,
+        security: Security | None = None,
     ) -> None:
         cv2.setNumThreads(1)
         self._settings = settings
@@ -51,9 +53,12 @@ class AugmenterService:
         self._stop = stop
         self._decode = make_decoder(settings.decoder)
         self._identity = identity(self._decode)
+        self._security = security
         self._waiter = Waiter()
         self._waiter.add(stop.reader)
-        self._link = LoaderLink(address, role="augmenter", name=name, waiter=self._waiter, identity=self._identity)
+        self._link = LoaderLink(
+            address, role="augmenter", name=name, waiter=self._waiter, identity=self._identity, security=security
+        )
         self._outboxes: dict[bytes, Outbox] = {}
         self._sources: dict[bytes, Arena] = {}
         """JPEG arenas of the loader, by stream."""
@@ -151,6 +156,7 @@ class AugmenterService:
                 slots=self._settings.slots,
                 memory=self._settings.memory,
                 waiter=self._waiter,
+                security=self._security,
             )
         except SettingsError as error:
             log.error("cannot serve a stream: %s", error)

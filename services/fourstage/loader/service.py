@@ -44,6 +44,7 @@ from fourstage.wire.messages import (
     Welcome,
     Who,
 )
+from fourstage.wire.security import Security
 from fourstage.wire.sockets import Bound, Peer, Waiter
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class LoaderService:
         sockets: Path,
         telemetry: Telemetry,
         stop: StopFlag,
+        security: Security | None = None,
     ) -> None:
         self._store = store
         self._settings = settings
@@ -73,7 +75,11 @@ class LoaderService:
         self._stop = stop
         self._uuid = secrets.token_bytes(16)
         self._waiter = Waiter()
-        self._socket = Bound(_bind_address(settings.address, sockets))
+        self._socket = Bound(
+            _bind_address(settings.address, sockets),
+            security=security,
+            on_refused=telemetry.counter("fourstage_refused_handshakes_total").inc,
+        )
         self._door: Door[bytes] = Door(socket_path(sockets, "loader"), self._waiter)
         self._read_ahead = ReadAhead(settings.threads, self._meter, settings.batch_seconds)
         self._leases = Leases(

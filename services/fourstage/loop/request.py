@@ -13,8 +13,8 @@ EPOCHS = 1 << 20
 """So many that no loop comes to their end, and few enough that every batch has a number."""
 _NAMES = (
     "augment", "augmenter.crop", "batch_size", "colour_divide", "colour_epochs", "colour_scale", "colour_std",
-    "crop_chunk", "crop_positions", "mean_place", "preset", "receiver", "remainder", "seed", "sockets", "subtract",
-    "transport", "window",
+    "crop_chunk", "crop_positions", "keys", "mean_place", "preset", "receiver", "remainder", "seed", "sockets",
+    "subtract", "transport", "window",
 )  # fmt: skip
 """What a stream takes from the settings; those of the processes are for whoever starts them."""
 _SECTIONS = ("augmenter.", "loader.", "metrics.")
@@ -29,9 +29,12 @@ def resolve(
     """
     for name in single:
         of_processes = name.startswith(_SECTIONS) and name != "loader.address"
-        if name in _NAMES or (of_processes and starts_processes):
+        alone = name == "keys" and starts_processes
+        if (name in _NAMES and not alone) or (of_processes and starts_processes):
             continue
-        where = "where it uses a running service" if of_processes else "here"
+        where = (
+            "where it uses a running service" if of_processes else "that starts its own processes" if alone else "here"
+        )
         raise SettingsError(
             f"settings[{name!r}] has no effect on a BatchStream {where}", hint=f"it takes {', '.join(_NAMES)}"
         )

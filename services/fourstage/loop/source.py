@@ -9,6 +9,7 @@ from fourstage.trainer.feed import Feed
 from fourstage.trainer.inbox import FeedBatch, Inbox, StreamInfo
 from fourstage.views import View
 from fourstage.wire.messages import Open
+from fourstage.wire.security import Security
 
 _TURN_SECONDS = 0.2
 
@@ -16,7 +17,9 @@ _TURN_SECONDS = 0.2
 class Source:
     """A feed of its own with one stream, which ``seek`` opens anew at another batch."""
 
-    def __init__(self, service: Service, spec: Open, *, receiver: str, timeout: float) -> None:
+    def __init__(
+        self, service: Service, spec: Open, *, receiver: str, timeout: float, security: Security | None = None
+    ) -> None:
         """Open the stream and wait for the loader's answer.
 
         spec: a full view's crop is set here to the width of the store's images
@@ -30,7 +33,12 @@ class Source:
         self._timeout = timeout
         self._closed = False
         self._feed = Feed(
-            service.address, name=f"stream-{spec.rank}", sockets=service.folder, receiver=receiver, patience=timeout
+            service.address,
+            name=f"stream-{spec.rank}",
+            sockets=service.folder,
+            receiver=receiver,
+            patience=timeout,
+            security=security,
         )
         try:
             if spec.view.kind == "full":

@@ -10,6 +10,7 @@ from fourstage.errors import FourstageError, PeerError, RefusedError
 from fourstage.wire import side
 from fourstage.wire.clock import ClockOffset
 from fourstage.wire.messages import PROTOCOL, Bye, Hello, Message, Ping, Pong, Refused, Welcome, Who
+from fourstage.wire.security import Security
 from fourstage.wire.sockets import Dialled, Payload, Waiter, resolve
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class LoaderLink:
         name: str,
         waiter: Waiter,
         identity: bytes = b"",
+        security: Security | None = None,
     ) -> None:
         self.peer = secrets.token_bytes(16)
         self.session = 0
@@ -44,6 +46,7 @@ class LoaderLink:
         self._name = name
         self._identity = identity
         self._waiter = waiter
+        self._security = security
         self._socket: Dialled | None = None
         self._heard = float("-inf")
         self._dialled = float("-inf")
@@ -55,6 +58,11 @@ class LoaderLink:
     def clock_offset(self) -> float:
         """What to add to this process's monotonic clock for the loader's; 0 on its host, where they are one."""
         return 0.0 if self.side is not None else self._clock.seconds
+
+    @property
+    def trouble(self) -> str:
+        """Why the loader does not answer, if handshakes tell; else empty."""
+        return self._socket.trouble if self._socket is not None else ""
 
     @property
     def heartbeat(self) -> float:
@@ -145,7 +153,7 @@ class LoaderLink:
                 return
             self._waiter.remove(self._socket)
             self._socket.close(linger=False)
-        self._socket = Dialled(address, max_frame=_MAX_FRAME)
+        self._socket = Dialled(address, max_frame=_MAX_FRAME, server="loader", security=self._security)
         self._waiter.add(self._socket)
 
     def _greet(self) -> None:

@@ -1,7 +1,12 @@
-"""The only zmq: one end that binds (ROUTER) and one that connects (DEALER), both never blocking."""
+"""The ends of connections: one that binds (ROUTER) and one that connects (DEALER), both never blocking.
+
+With keys TCP is CURVE; Unix sockets have the file system's permissions.
+"""
 
 import contextlib
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeAlias
@@ -10,7 +15,13 @@ import zmq
 
 from fourstage.errors import FourstageError, PeerError, SettingsError
 from fourstage.wire.codec import MAX_BODY, MAX_FRAMES, decode, encode
+from fourstage.wire.gate import Gate, dial, serve
+from fourstage.wire.handshakes import Handshakes, Outcome
 from fourstage.wire.messages import Message
+from fourstage.wire.refusals import Refusals, Trouble
+from fourstage.wire.security import Role, Security
+
+log = logging.getLogger(__name__)
 
 Payload: TypeAlias = memoryview
 Peer: TypeAlias = bytes
@@ -19,6 +30,9 @@ Peer: TypeAlias = bytes
 _CONTROL_HIGH_WATER = 1000
 """Messages; credits bound those that carry batches to a few (the mark counts messages, not bytes)."""
 _LINGER_MS = 1000
+_CURVE_BYTES = 64
+"""More than what CURVE adds to a frame: 33."""
+_REDIAL_SECONDS = 1.0
 
 
 class _Socket:
@@ -33,6 +47,11 @@ class _Socket:
         self.socket.setsockopt(zmq.RCVHWM, _CONTROL_HIGH_WATER)
         self.socket.setsockopt(zmq.MAXMSGSIZE, max_frame)
         self.socket.setsockopt(zmq.IPV6, 1)
+        self._handshakes: Handshakes | None = None
+
+    def _watch(self, address: str) -> None:
+        if address.startswith("tcp://"):
+            self._handshakes = Handshakes(self.socket)
 
     def _send(self, frames: list[bytes | memoryview]) -> bool:
         try:
@@ -57,6 +76,9 @@ class _Socket:
 
     def close(self, linger: bool = True) -> None:
         """Close; queued messages get a second to leave."""
+        if self._handshakes is not None:
+            self._handshakes.close()
+            self._handshakes = None
         self.socket.close(_LINGER_MS if linger else 0)
         if self._owned:
             self._context.term()
@@ -73,10 +95,37 @@ class _Socket:
 class Bound(_Socket):
     """The end that binds: many peers, each with an identity that the connection gives it."""
 
-    def __init__(self, address: str, *, max_frame: int = MAX_BODY) -> None:
-        """Bind. Raises SettingsError where the address is taken or malformed."""
-        super().__init__(zmq.ROUTER, max_frame)
+    def __init__(
+        self,
+        address: str,
+        *,
+        max_frame: int = MAX_BODY,
+        security: Security | None = None,
+        on_refused: Callable[[int], object] = lambda _: None,
+    ) -> None:
+        """Bind.
+
+        security: over TCP, whose clients alone come in; each message's User-Id is then its sender's name there
+        on_refused: told by ``receive`` how many connections were refused since it last was
+
+        Raises SettingsError where the address is taken or malformed, FourstageError where unknown keys would come in.
+        """
+        curve = security if address.startswith("tcp://") else None
+        super().__init__(zmq.ROUTER, max_frame + (_CURVE_BYTES if curve else 0))
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._gate: Gate | None = None
+        self._on_refused = on_refused
+        self._refusals = Refusals(has_keys=security is not None)
+        if curve is not None:
+            self._gate = Gate(self._context, curve.clients)
+            self._gate.start()
+            try:
+                self._gate.try_out(curve.own)
+            except BaseException:
+                self.close(linger=False)
+                raise
+            serve(self.socket, curve.own)
+        self._watch(address)
         try:
             self.socket.bind(address)
         except zmq.ZMQError as error:
@@ -96,12 +145,33 @@ class Bound(_Socket):
         """The next message, or the error that its bytes are, with the peer that sent it; None: none waits."""
         frames = self._receive(MAX_FRAMES + 1)
         if frames is None:
+            self._look()
             return None
         peer = bytes(frames[0])
         try:
             return peer, decode(frames[1:]), frames[3:]
         except PeerError as error:
             return peer, error, []
+
+    def close(self, linger: bool = True) -> None:
+        """Close; queued messages get a second to leave."""
+        if self._gate is not None:
+            # First: nobody who comes now is let in any more.
+            self._gate.stop()
+            self._gate = None
+        super().close(linger)
+
+    def _look(self) -> None:
+        """Count and name those who were refused."""
+        if self._handshakes is None:
+            return
+        before = self._refusals.count
+        for reason in self._refusals.hear(self._handshakes.take(), time.monotonic()):
+            log.warning("refused a connection at %s: %s", self.address, reason)
+        if self._refusals.count > before:
+            self._on_refused(self._refusals.count - before)
+        if self._gate is not None and not self._gate.is_alive():
+            raise FourstageError(f"nobody checks keys at {self.address} any more", hint="start this process again")
 
 
 class Dialled(_Socket):
@@ -113,14 +183,26 @@ class Dialled(_Socket):
         *,
         max_frame: int = MAX_BODY,
         context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
+        server: Role = "loader",
+        security: Security | None = None,
     ) -> None:
-        """Connect; raises SettingsError for a malformed address. The peer need not be there yet."""
-        super().__init__(zmq.DEALER, max_frame, context)
+        """Connect; raises SettingsError for a malformed address. The peer need not be there yet.
+
+        server: whose address it is; over TCP with ``security`` only a peer with that one's key will do
+        """
+        curve = security if address.startswith("tcp://") else None
+        super().__init__(zmq.DEALER, max_frame + (_CURVE_BYTES if curve else 0), context)
+        self._server = server
+        self._trouble = Trouble(has_keys=security is not None)
+        self._redial_at: float | None = None
+        if curve is not None:
+            dial(self.socket, curve.own, curve.servers[server])
         # Without it a returning peer is met by everything that was said to nobody.
         self.socket.setsockopt(zmq.IMMEDIATE, 1)
         self.socket.setsockopt(zmq.RECONNECT_IVL, 50)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         self.address = address
+        self._watch(address)
         try:
             self.socket.connect(address)
         except zmq.ZMQError as error:
@@ -130,6 +212,11 @@ class Dialled(_Socket):
                 hint="tcp://HOST:PORT, ipc://PATH or file:PATH",
             ) from error
 
+    @property
+    def trouble(self) -> str:
+        """Why the peer does not answer, if handshakes tell; else empty."""
+        return self._trouble.reason
+
     def send(self, message: Message, payload: Sequence[bytes | memoryview] = ()) -> bool:
         """Queue a message; False where nobody is connected or the queue is full."""
         return self._send([*encode(message), *payload])
@@ -138,11 +225,28 @@ class Dialled(_Socket):
         """The next message or the error that its bytes are; None: none waits."""
         frames = self._receive(MAX_FRAMES)
         if frames is None:
+            self._look()
             return None
         try:
             return decode(frames), frames[2:]
         except PeerError as error:
             return error, []
+
+    def _look(self) -> None:
+        """Hear how handshakes ended, and dial again: libzmq tries again at once after some, and never after others."""
+        if self._handshakes is None:
+            return
+        now = time.monotonic()
+        outcomes = self._handshakes.take()
+        if self._trouble.hear(outcomes):
+            log.warning("no connection to the %s at %s: %s", self._server, self.address, self.trouble)
+        if outcomes and outcomes[-1] is not Outcome.OPENED:
+            with contextlib.suppress(zmq.ZMQError):
+                self.socket.disconnect(self.address)
+            self._redial_at = now + _REDIAL_SECONDS
+        if self._redial_at is not None and now >= self._redial_at:
+            self._redial_at = None
+            self.socket.connect(self.address)
 
 
 def resolve(address: str) -> str:

@@ -1,0 +1,68 @@
+"""How the handshakes at a TCP socket end. ZeroMQ tells nobody but a socket's monitor, and keeps trying in silence."""
+
+import secrets
+from enum import Enum
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+
+class Outcome(Enum):
+    """Of one handshake."""
+
+    OPENED = "opened"
+    REFUSED = "refused"
+    """The server does not know the client's key."""
+    MISMATCH = "mismatch"
+    """One end has keys, the other has none."""
+    WRONG_SERVER = "wrong server"
+    """The client wants a server with another key."""
+    GARBLED = "garbled"
+    """Whatever it was, it did not speak ZeroMQ's protocol."""
+    HUNG_UP = "hung up"
+    """The other end said no more: what it makes of a WRONG_SERVER, often of a MISMATCH, and of its own end."""
+
+
+_OUTCOMES = {
+    zmq.Event.HANDSHAKE_SUCCEEDED: Outcome.OPENED,
+    zmq.Event.HANDSHAKE_FAILED_AUTH: Outcome.REFUSED,
+    zmq.Event.HANDSHAKE_FAILED_PROTOCOL: Outcome.GARBLED,
+    zmq.Event.HANDSHAKE_FAILED_NO_DETAIL: Outcome.HUNG_UP,
+}
+_PROTOCOL_ERRORS = {
+    zmq.Event.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: Outcome.MISMATCH,
+    zmq.Event.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: Outcome.WRONG_SERVER,
+}
+
+
+class Handshakes:
+    """The monitor of one socket. Close it before the socket: ZeroMQ's thread would wait for it otherwise."""
+
+    def __init__(self, socket: "zmq.Socket[bytes]") -> None:
+        # Drawn, not counted: the name of a monitor that was closed is taken until ZeroMQ's thread gets round to it.
+        address = f"inproc://handshakes-{secrets.token_hex(8)}"
+        self._watched = socket
+        self._watched.monitor(address, sum(_OUTCOMES))
+        self._events: zmq.Socket[bytes] = socket.context.socket(zmq.PAIR)
+        # Without a bound: a full queue would stop ZeroMQ's thread, and with it every connection.
+        self._events.setsockopt(zmq.RCVHWM, 0)
+        self._events.connect(address)
+
+    def take(self) -> list[Outcome]:
+        """What has become known since the last call."""
+        outcomes: list[Outcome] = []
+        while True:
+            try:
+                message = parse_monitor_message(self._events.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                return outcomes
+            outcome = _OUTCOMES.get(zmq.Event(message["event"]))
+            if outcome is Outcome.GARBLED:
+                outcome = _PROTOCOL_ERRORS.get(zmq.Event(message["value"]), outcome)
+            if outcome is not None:
+                outcomes.append(outcome)
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._watched.disable_monitor()
+        self._events.close(0)

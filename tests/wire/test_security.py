@@ -1,0 +1,460 @@
+"""Who comes in over TCP, over real sockets; and the files that say so."""
+
+import dataclasses
+import logging
+import os
+import shutil
+import signal
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from fourstage.errors import FourstageError, SettingsError
+from fourstage.wire.gate import Gate
+from fourstage.wire.handshakes import Handshakes, Outcome
+from fourstage.wire.keys import make_keys
+from fourstage.wire.messages import Close, Gone
+from fourstage.wire.refusals import Refusals, Trouble
+from fourstage.wire.security import ROLES, Role, Security, load
+from fourstage.wire.sockets import Bound, Dialled
+from tests.pipeline.harness import eventually
+
+TCP = "tcp://127.0.0.1:0"
+OURS, THEIRS = Close(b"\x01" * 16), Close(b"\x02" * 16)
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ours")
+    make_keys(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def other_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("theirs")
+    make_keys(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_disks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is made here survives a kill, and need not survive a power cut."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+def of(folder: Path, role: Role) -> Security:
+    security = load(str(folder / role), role)
+    assert security is not None
+    return security
+
+
+class Counted(Bound):
+    """A bound socket that counts whom it refused, and keeps what came."""
+
+    def __init__(self, address: str = TCP, security: Security | None = None) -> None:
+        self.refused = 0
+        self.received: list[object] = []
+        super().__init__(address, security=security, on_refused=self._count)
+
+    def _count(self, number: int) -> None:
+        self.refused += number
+
+    def look(self) -> int:
+        """Take in what has come; how many were refused so far."""
+        while (arrival := self.receive()) is not None:
+            self.received.append(arrival[1])
+        return self.refused
+
+
+def passes(bound: Counted, dialled: Dialled) -> None:
+    """A message goes there and the answer back."""
+    eventually(lambda: dialled.receive() or dialled.send(OURS), "a connection", 20.0)
+    arrival = eventually(bound.receive, "a message", 20.0)
+    assert arrival is not None
+    assert arrival[1] == OURS
+    assert bound.send(arrival[0], Gone(bytes(16)))
+    answer = eventually(dialled.receive, "an answer", 20.0)
+    assert answer is not None
+    assert answer[0] == Gone(bytes(16))
+
+
+def stranger(kind: str, keys: Path, other_keys: Path) -> Security | None:
+    known, foreign = of(keys, "augmenter"), of(other_keys, "augmenter")
+    return {
+        "an unknown key": dataclasses.replace(known, own=foreign.own),
+        "another server's key": dataclasses.replace(known, servers=foreign.servers),
+        "keys of another set": foreign,
+        "no key": None,
+    }[kind]
+
+
+STRANGERS = ["an unknown key", "another server's key", "keys of another set", "no key"]
+
+
+@pytest.mark.parametrize("server", ["loader", "trainer"])
+def test_a_known_key_passes_and_every_message_bears_its_name(keys: Path, server: Role) -> None:
+    security = of(keys, "augmenter")
+    with (
+        Counted(security=of(keys, server)) as bound,
+        Dialled(bound.address, server=server, security=security) as dialled,
+    ):
+        passes(bound, dialled)
+        assert dialled.send(OURS)
+        eventually(lambda: bound.socket.poll(10), "a message", 20.0)
+        frames = bound.socket.recv_multipart(copy=False)
+        assert {frame.get("User-Id") for frame in frames[1:]} == {"augmenter"}
+        assert bound.refused == 0
+
+
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_nothing_of_a_stranger_arrives_and_both_ends_say_why(
+    keys: Path, other_keys: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        Counted(security=of(keys, "loader")) as bound,
+        Dialled(bound.address, security=of(keys, "augmenter")) as known,
+        Dialled(bound.address, security=stranger(kind, keys, other_keys)) as unknown,
+    ):
+
+        def known_at_both() -> bool:
+            assert unknown.receive() is None
+            assert not unknown.send(THEIRS)
+            return bound.look() > 0 and bool(unknown.trouble)
+
+        # Without keys either end may be the first to hang up, and the other then knows no reason until next time.
+        eventually(known_at_both, "a refusal at both ends", 60.0)
+        passes(bound, known)
+        assert bound.received == []
+    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    there = [line for line in lines if line.startswith("refused a connection")]
+    here = [line for line in lines if line.startswith("no connection to the loader at tcp://")]
+    assert there
+    assert here
+    assert len(there) + len(here) <= 4
+    assert all("keys" in line for line in lines)
+    if kind == "an unknown key":
+        assert of(other_keys, "augmenter").own.public.decode() in there[0]
+        assert "from 127.0.0.1" in there[0]
+        assert "does not know this process's key" in here[0]
+
+
+def test_a_client_that_queued_its_words_before_the_handshake_is_not_heard(keys: Path) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    plain, password = context.socket(zmq.DEALER), context.socket(zmq.DEALER)
+    password.setsockopt(zmq.PLAIN_USERNAME, b"augmenter")
+    password.setsockopt(zmq.PLAIN_PASSWORD, b"augmenter")
+    with Counted(security=of(keys, "loader")) as bound:
+        for socket in (plain, password):
+            handshakes = Handshakes(socket)
+            socket.connect(bound.address)
+            socket.send_multipart([b"4S\x01\x04", b"\x80"])
+            outcomes = eventually(handshakes.take, "the end of a handshake", 20.0)
+            assert Outcome.OPENED not in outcomes
+            handshakes.close()
+        with Dialled(bound.address, security=of(keys, "augmenter")) as known:
+            passes(bound, known)
+        assert bound.received == []
+    plain.close(0)
+    password.close(0)
+    context.term()
+
+
+def test_keys_here_and_none_there_is_said_at_both_ends(keys: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Counted() as bound, Dialled(bound.address, security=of(keys, "augmenter")) as dialled:
+
+        def known_at_both() -> bool:
+            assert dialled.receive() is None
+            assert not dialled.send(THEIRS)
+            return bound.look() > 0 and bool(dialled.trouble)
+
+        eventually(known_at_both, "a refusal at both ends", 60.0)
+        assert bound.received == []
+    assert "the peer has keys and this process has none" in caplog.text
+    assert "no connection to the loader" in caplog.text
+
+
+def test_who_was_refused_comes_in_once_the_keys_are_right(keys: Path, other_keys: Path) -> None:
+    with Counted(security=of(other_keys, "loader")) as wrong:
+        address = wrong.address
+        dialled = Dialled(address, security=dataclasses.replace(of(keys, "augmenter"), servers={
+            "loader": of(other_keys, "loader").own.public}))  # fmt: skip
+        eventually(lambda: dialled.receive() or (wrong.look() and dialled.trouble), "a refusal", 20.0)
+    known_after_all = dataclasses.replace(of(other_keys, "loader"), clients=of(keys, "loader").clients)
+    with Counted(address, known_after_all) as right, dialled:
+        passes(right, dialled)
+        assert dialled.trouble == ""
+
+
+def test_two_sockets_of_one_process_have_keys_of_their_own(keys: Path, other_keys: Path) -> None:
+    with Counted(security=of(keys, "loader")) as first, Counted(security=of(other_keys, "loader")) as second:
+        for bound, folder in ((first, keys), (second, other_keys)):
+            with Dialled(bound.address, security=of(folder, "trainer")) as dialled:
+                passes(bound, dialled)
+        with Dialled(second.address, security=of(keys, "trainer")) as dialled:
+            eventually(lambda: dialled.receive() or second.look(), "a refusal", 20.0)
+        assert second.received == []
+
+
+def test_a_unix_socket_asks_for_no_key(keys: Path, tmp_path: Path) -> None:
+    with (
+        Counted(f"ipc://{tmp_path / 'socket'}", of(keys, "loader")) as bound,
+        Dialled(bound.address, security=of(keys, "augmenter")) as with_keys,
+        Dialled(bound.address) as without,
+    ):
+        passes(bound, with_keys)
+        passes(bound, without)
+
+
+def test_without_its_gate_a_socket_lets_nobody_in_and_says_so(keys: Path) -> None:
+    bound = Counted(security=of(keys, "loader"))
+    assert bound._gate is not None
+    bound._gate.pipe.send(b"TERMINATE")
+    bound._gate.thread.join()
+    with Dialled(bound.address, security=of(keys, "augmenter")) as dialled:
+        for _ in range(50):
+            assert not dialled.send(THEIRS)
+            assert not bound.socket.poll(10)
+    with pytest.raises(FourstageError, match="nobody checks keys"):
+        bound.receive()
+    bound.close()
+
+
+def test_a_fault_in_the_gate_refuses_and_does_not_end_it(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Counted(security=of(keys, "loader")) as bound:
+        with monkeypatch.context() as broken, Dialled(bound.address, security=of(keys, "augmenter")) as dialled:
+            broken.setattr(Gate, "curve_user_id", lambda *_: 1 // 0)
+            eventually(lambda: dialled.receive() or bound.look(), "a refusal", 20.0)
+        with Dialled(bound.address, security=of(keys, "augmenter")) as dialled:
+            passes(bound, dialled)
+        assert bound.received == []
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (lambda *_: True, "an unknown key was let in"),
+        (lambda *_: False, "a known key was not let in"),
+    ],
+    ids=["open to all", "open to none"],
+)
+def test_a_gate_that_does_not_do_its_work_never_opens(
+    keys: Path, monkeypatch: pytest.MonkeyPatch, broken: Any, words: str
+) -> None:
+    monkeypatch.setattr(Gate, "callback", broken)
+    if words.startswith("an unknown"):
+        monkeypatch.setattr(Gate, "curve_user_id", lambda *_: "self-test")
+    with pytest.raises(FourstageError, match=words):
+        Counted(security=of(keys, "loader"))
+
+
+def test_each_refusal_is_said_once_in_a_while() -> None:
+    refusals = Refusals(has_keys=True)
+    assert refusals.hear([Outcome.OPENED, Outcome.HUNG_UP], 0.0) == []
+    assert len(refusals.hear([Outcome.MISMATCH, Outcome.MISMATCH, Outcome.WRONG_SERVER], 0.0)) == 2
+    assert refusals.hear([Outcome.MISMATCH], 29.0) == []
+    assert len(refusals.hear([Outcome.MISMATCH], 31.0)) == 1
+    # The gate has said it already, with address and key.
+    assert refusals.hear([Outcome.REFUSED], 31.0) == []
+    assert refusals.count == 6
+
+
+@pytest.mark.parametrize("has_keys", [False, True])
+def test_trouble_is_news_once_and_a_single_hang_up_is_none(has_keys: bool) -> None:
+    trouble = Trouble(has_keys=has_keys)
+    assert not trouble.hear([Outcome.HUNG_UP, Outcome.OPENED, Outcome.HUNG_UP])
+    assert trouble.hear([Outcome.HUNG_UP])
+    assert not trouble.hear([Outcome.HUNG_UP])
+    assert trouble.hear([Outcome.MISMATCH])
+    assert not trouble.hear([Outcome.HUNG_UP, Outcome.MISMATCH])
+    for outcome in set(Outcome) - {Outcome.OPENED, Outcome.HUNG_UP}:
+        trouble.hear([outcome])
+        assert trouble.reason
+    assert not trouble.hear([Outcome.OPENED])
+    assert trouble.reason == ""
+
+
+# Files
+
+
+@contextmanager
+def umask(value: int) -> Iterator[None]:
+    before = os.umask(value)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def is_one_set(folder: Path) -> bool:
+    loader, trainer, augmenter = (of(folder, role) for role in ROLES)
+    return (
+        loader.clients == {trainer.own.public: "trainer", augmenter.own.public: "augmenter"}
+        and trainer.clients == {augmenter.own.public: "augmenter"}
+        and trainer.servers == {"loader": loader.own.public}
+        and augmenter.servers == {"loader": loader.own.public, "trainer": trainer.own.public}
+        and augmenter.clients == {}
+    )
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o777])
+def test_keys_are_their_owners_alone_whatever_the_umask(tmp_path: Path, mask: int) -> None:
+    for role in ("loader", "trainer"):
+        (tmp_path / "keys" / role).mkdir(parents=True, mode=0o755)
+    with umask(mask):
+        assert make_keys(tmp_path / "keys")
+        assert os.umask(mask) == mask
+    assert is_one_set(tmp_path / "keys")
+    for path in (tmp_path / "keys").rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_each_folder_holds_what_its_role_needs_and_no_more(keys: Path) -> None:
+    assert set(contents(keys)) == {
+        "loader/loader.key_secret", "loader/peers/trainer.key", "loader/peers/augmenter.key",
+        "trainer/trainer.key_secret", "trainer/loader.key", "trainer/peers/augmenter.key",
+        "augmenter/augmenter.key_secret", "augmenter/loader.key", "augmenter/trainer.key",
+    }  # fmt: skip
+    for name, text in contents(keys).items():
+        assert (b"secret-key" in text) == name.endswith(".key_secret")
+
+
+def test_keys_that_are_there_stay_as_they_are(tmp_path: Path) -> None:
+    assert make_keys(tmp_path)
+    before = contents(tmp_path)
+    assert not make_keys(tmp_path)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("volumes", [False, True], ids=["new folders", "empty volumes"])
+def test_killed_at_any_moment_it_leaves_nothing_half_made_and_goes_on(tmp_path: Path, volumes: bool) -> None:
+    """SIGKILL before the n-th change of the file system, for every n."""
+    for number in range(1, 1000):
+        folder = tmp_path / str(number)
+        if volumes:
+            for role in ROLES:
+                (folder / role / "lost+found").mkdir(parents=True)
+        killed = make_and_die(folder, number)
+        used = {}
+        for role in ROLES:
+            try:
+                used[role] = of(folder, role)
+            except SettingsError:
+                continue
+        assert not used or len(used) == 3 or any((folder / role / ".unfinished").exists() for role in ROLES)
+        make_keys(folder)
+        assert is_one_set(folder)
+        assert not any((folder / role / ".unfinished").exists() for role in ROLES)
+        # Whoever may have begun with these keys still has the right ones.
+        assert {role: of(folder, role) for role in used} == used
+        shutil.rmtree(folder)
+        if not killed:
+            assert number > 30
+            return
+    raise AssertionError("it never ended")
+
+
+def make_and_die(folder: Path, number: int) -> bool:
+    """Make keys in another process, which is killed before its ``number``-th change; whether it did."""
+    pid = os.fork()
+    if pid == 0:
+        left = number
+
+        def count(event: str, arguments: tuple[object, ...]) -> None:
+            nonlocal left
+            writes = event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod") or (
+                event == "open" and isinstance(arguments[1], str) and "w" in arguments[1]
+            )
+            left -= writes
+            if left == 0 and writes:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            sys.addaudithook(count)
+            make_keys(folder)
+        except BaseException:
+            os._exit(2)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    assert code in (0, -signal.SIGKILL)
+    return code != 0
+
+
+def test_keys_in_use_are_never_written_over(tmp_path: Path) -> None:
+    make_keys(tmp_path)
+    (tmp_path / "augmenter").rename(tmp_path / "carried away")
+    before = contents(tmp_path)
+    with pytest.raises(SettingsError, match="no whole set"):
+        make_keys(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_a_place_where_nothing_can_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SettingsError, match="file"):
+        make_keys(tmp_path / "file")
+
+
+def test_no_folder_is_no_keys() -> None:
+    assert load("", "loader") is None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        ("rm -r loader", "there is no such folder.*fourstage keys init DIR"),
+        ("rm loader/loader.key_secret", "loader.key_secret is missing.*this process takes DIR/loader"),
+        ("rm loader/peers/*", "nobody could come in"),
+        ("mkdir loader/.unfinished", "half-made; run fourstage keys init again"),
+        ("mv trainer/* loader/; rm loader/loader.key_secret", "is the folder of the trainer, and this is the loader"),
+        ("mkdir loader/loader; mv loader/loader.key_secret loader/loader", "this process takes .*/loader/loader"),
+        ("echo nonsense > loader/loader.key_secret", "loader.key_secret holds no key"),
+        ("cp loader/peers/trainer.key loader/loader.key_secret", "no pair of a public and its secret key"),
+        ("sed -i 's/secret-key = \"./&./' loader/loader.key_secret", "no pair of a public and its secret key"),
+        ("echo public-key > loader/peers/trainer.key", "trainer.key holds no key"),
+        ("echo 'public-key = \"short\"' > loader/peers/trainer.key", "trainer.key holds no public key"),
+        ("cp loader/peers/trainer.key loader/peers/augmenter.key", "trainer.key holds the key of augmenter.key"),
+        ("mv loader/peers/trainer.key loader/peers/friend.key", "lets no 'friend' in; call it trainer or augmenter"),
+    ],
+)
+def test_a_folder_that_is_not_as_it_should_be_is_named_with_the_fix(tmp_path: Path, spoil: str, words: str) -> None:
+    make_keys(tmp_path)
+    assert os.system(f"cd {tmp_path} && {spoil}") == 0
+    with pytest.raises(SettingsError, match=words):
+        load(str(tmp_path / "loader"), "loader")
+
+
+def test_a_second_key_of_a_role_comes_in_beside_the_first(keys: Path, other_keys: Path, tmp_path: Path) -> None:
+    shutil.copytree(keys, tmp_path, dirs_exist_ok=True)
+    shutil.copy(other_keys / "augmenter" / "augmenter.key_secret", tmp_path / "augmenter")
+    shutil.copy(other_keys / "loader" / "peers" / "augmenter.key", tmp_path / "loader" / "peers" / "augmenter-2.key")
+    with Counted(security=of(tmp_path, "loader")) as bound:
+        for folder in (keys, tmp_path):
+            with Dialled(bound.address, security=of(folder, "augmenter")) as dialled:
+                passes(bound, dialled)
+
+
+def test_a_secret_that_others_may_read_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_keys(tmp_path)
+    of(tmp_path, "loader")
+    assert caplog.text == ""
+    (tmp_path / "loader" / "loader.key_secret").chmod(0o640)
+    of(tmp_path, "loader")
+    assert f"chmod 600 {tmp_path / 'loader' / 'loader.key_secret'}" in caplog.text
+
+
+def test_a_secret_is_not_shown(keys: Path) -> None:
+    security = of(keys, "loader")
+    assert security.own.secret.decode() not in repr(security)
+    assert security.own.secret.decode() not in str(security.own)
