@@ -4,8 +4,11 @@
 #   make run         the demo: photographs are drawn, stored, and learnt through all four stages
 #   make test        the tests, without the slow ones         make test-all   all of them
 #   make lint        ruff and mypy                            make bench      the pipeline against raw decoding
+#   make images      the two container images                 make up         the demo in containers (compose.yaml)
 #
-# TORCH_INDEX=URL takes PyTorch from another index, for example its CPU-only one, which saves gigabytes.
+# TORCH_INDEX=URL takes PyTorch from another index, for example its CPU-only one, which saves gigabytes. Images have that
+# one by default; TORCH_INDEX= with nothing behind it gives them CUDA's build. PYTHON_IMAGE, PIP_INDEX_URL and
+# BUILD_NETWORK are .env.example's.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,10 +17,15 @@ RUN ?= runs/demo
 STORE ?= stores/demo
 
 BIN := $(VENV)/bin
+# Lazily: only what uses it asks git and docker.
+IMAGE_BUILD = docker build --file docker/Dockerfile $(BUILD_NETWORK:%=--network %) $(PYTHON_IMAGE:%=--build-arg PYTHON_IMAGE=%) \
+  $(PIP_INDEX_URL:%=--build-arg PIP_INDEX_URL=%) --build-arg REVISION=$(shell git rev-parse --short HEAD 2>/dev/null)
+COMPOSE = $(if $(shell docker compose version 2>/dev/null),docker compose,docker-compose)
+TORCH_GIVEN = $(filter command environment,$(origin TORCH_INDEX))
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test test-all lint bench clean
+.PHONY: run test test-all lint bench images up clean
 
 run: $(READY)
 	$(BIN)/fourstage demo --store $(STORE) --run-dir $(RUN)
@@ -35,6 +43,14 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.pipeline
+
+images:
+	$(IMAGE_BUILD) --target cpu --tag fourstage .
+	$(IMAGE_BUILD) --target trainer $(if $(TORCH_GIVEN),--build-arg TORCH_INDEX_URL=$(TORCH_INDEX)) --tag fourstage-trainer .
+
+up:
+	$(COMPOSE) up --detach
+	@echo "fourstage trains: $(COMPOSE) logs --follow trainer"
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("fourstage needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": name one with make PYTHON=...") if sys.version_info < (3, 11) else None'

@@ -1,14 +1,18 @@
 """What every service needs of its process: a stop flag, a lifeline to its parent, a private folder of sockets."""
 
 import os
+import re
 import secrets
 import select
 import shutil
 import signal
+import socket
+import stat
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -16,6 +20,9 @@ from fourstage.errors import SettingsError
 from fourstage.wire.side import MAX_PATH
 
 ORPHANED = "the parent process is gone"
+_SOCKET_NAME = re.compile(r"[a-z-]+-[0-9a-f]{8}")
+_NEW_SECONDS = 60.0
+"""A socket's name is there a moment before the socket is."""
 
 
 class StopFlag:
@@ -87,6 +94,7 @@ def sockets_folder(configured: str) -> Iterator[Path]:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise SettingsError(f"sockets = {configured!r}: {error.strerror}") from error
+        remove_dead_sockets(folder)
         yield folder
         return
     folder = Path(tempfile.mkdtemp(prefix="fourstage-"))
@@ -94,6 +102,33 @@ def sockets_folder(configured: str) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_dead_sockets(folder: Path) -> None:
+    """Remove what processes that were killed have left of ``socket_path``'s; sockets in use stay."""
+    before = time.time() - _NEW_SECONDS
+    for path in folder.iterdir():
+        with suppress(OSError):
+            status = path.lstat()
+            if (
+                _SOCKET_NAME.fullmatch(path.name)
+                and stat.S_ISSOCK(status.st_mode)
+                and status.st_mtime < before
+                and not _answers(path)
+            ):
+                path.unlink()
+
+
+def _answers(path: Path) -> bool:
+    """Whether a process has the socket. A datagram disturbs none of ours, which listen: it is of the wrong type."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            return True
+    return True
 
 
 def socket_path(folder: Path, name: str) -> Path:
