@@ -1,6 +1,8 @@
 """The containers for real: the demo trains to its end, locked down, and whatever happens meanwhile changes no byte."""
 
 import json
+import math
+import time
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -9,8 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
+from fourstage.dashboards.pages import DASHBOARDS
+from fourstage.dashboards.prometheus import Prometheus
+from fourstage.dashboards.queries import concrete
 from fourstage.store.prepare import prepare
 from tests.containers.stack import ROOT, SERVICES, Stack, docker, stack
+from tests.monitoring.expressions import rules
 from tests.pipeline.harness import SIZE, complete_run, eventually, write_photographs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -33,6 +39,24 @@ def _asked(running: Stack, query: str) -> float:
     with urllib.request.urlopen(f"http://{address}/api/v1/query?query={urllib.parse.quote(query)}", timeout=10) as page:
         result = json.load(page)["data"]["result"]
     return float(result[0]["value"][1]) if result else 0.0
+
+
+def _watching(running: Stack) -> Prometheus:
+    return Prometheus("http://" + running.compose("port", "prometheus", "9090").strip())
+
+
+def _unanswered(prometheus: Prometheus) -> list[str]:
+    """Questions of the dashboards and names of recording rules that have no number now."""
+    questions = [
+        concrete(query.expr, "30s") for dashboard in DASHBOARDS for panel in dashboard.panels for query in panel.queries
+    ]
+    questions += [rule["record"] for rule in rules("record")]
+    answers = {question: prometheus.query(question) for question in questions}
+    return [
+        question
+        for question, lines in answers.items()
+        if not lines or not all(math.isfinite(line.values[0]) for line in lines)
+    ]
 
 
 def _check_locked_down(described: dict[str, Any], service: str) -> None:
@@ -102,12 +126,12 @@ def test_scaling_kills_and_restarts_change_no_byte(tmp_path: Path) -> None:
     store = tmp_path / "store"
     prepare(tmp_path / "train", store, size=SIZE, workers=1)
     prepare(tmp_path / "val", store, split="val", size=SIZE, workers=1)
-    values = {"batch_size": 8, "train.epochs": 6, "receipt": "pixels"}
+    values = {"batch_size": 8, "train.epochs": 16, "receipt": "pixels"}
     recipe = ["--recipe", "demo", *(part for key, value in values.items() for part in ("--set", f"{key}={value}"))]
     undisturbed = complete_run(store, tmp_path / "run", *recipe, "--augmenters", "1")
 
     settings = {name.upper().replace(".", "__"): value for name, value in values.items()}
-    settings |= {"AUGMENTER__BATCH_SECONDS": 0.3, "LOADER__SILENCE_SECONDS": 2}
+    settings |= {"AUGMENTER__BATCH_SECONDS": 0.5, "LOADER__SILENCE_SECONDS": 2, "TRAIN__CHECKPOINT_SECONDS": 3}
     with stack(tmp_path, settings, STORE=str(store)) as running:
 
         def scale(number: int) -> None:
@@ -123,6 +147,10 @@ def test_scaling_kills_and_restarts_change_no_byte(tmp_path: Path) -> None:
         assert "the store in /store has train 240, val 48 images" in running.logs("store")
         go_on(5)
         scale(6)
+        began = time.monotonic()
+        prometheus = _watching(running)
+        eventually(lambda: _asked(running, 'count(up{job="augmenter"} == 1)') == 6, "every replica scraped", 60)
+        print(f"six replicas were scraped {time.monotonic() - began:.1f} s after all had joined")
         docker("kill", "-s", "KILL", running.containers("augmenter")[0])
         go_on(10)
         running.compose("restart", "loader")
@@ -132,6 +160,13 @@ def test_scaling_kills_and_restarts_change_no_byte(tmp_path: Path) -> None:
         eventually(lambda: "going on from step" in running.logs("trainer"), "the trainer goes on")
         go_on(5)
         scale(4)
+        eventually(lambda: not _unanswered(prometheus), "an answer to every question of the dashboards", 90)
+        print(f"a dashboard's question or rule without an answer: {_unanswered(prometheus)}")
+        targets = prometheus.ask("targets")["activeTargets"]
+        assert {target["labels"]["job"] for target in targets} == {"loader", "trainer", "augmenter", "prometheus"}
+        groups = prometheus.ask("rules")["groups"]
+        assert {rule["health"] for group in groups for rule in group["rules"]} == {"ok"}
+        assert not _ended(running), "it was asked while it trained"
         eventually(lambda: _ended(running), "the end", 240)
         assert running.inspect("trainer")[0]["State"]["ExitCode"] == 0, running.logs("trainer")
         summary = running.file("summary.json")

@@ -106,8 +106,9 @@ class Services:
         self.processes[name].send_signal(number)
 
     def kill(self, name: str) -> None:
-        self.processes[name].kill()
-        self.processes[name].wait()
+        process = self.processes.pop(name)
+        process.kill()
+        process.wait()
 
     def metric(self, name: str, family: str, **labels: str) -> float:
         """One sample from the process's own page; 0 while it has none."""

@@ -27,6 +27,12 @@ def test_a_killed_trainer_is_lost_until_it_comes_back_and_one_that_leaves_is_not
         eventually(lambda: lost(running) == 1, "the loss of the trainer")
         running.start_trainer("drain", "--resume")
         eventually(lambda: lost(running) == 0, "its return")
+        running.kill("loader")
+        eventually(
+            lambda: "the loader has not answered" in running.status().get("bottleneck", ""), "what it waits for", 30.0
+        )
+        running.start_loader()
+        eventually(lambda: running.status()["verdict"]["what"] == "train", "training again")
         running.processes["trainer"].terminate()
         running.processes["trainer"].wait(30)
         eventually(lambda: running.metric("loader", "fourstage_streams") == 0, "its goodbye")

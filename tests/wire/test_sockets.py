@@ -3,12 +3,13 @@
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import pytest
 import zmq
 
 from fourstage.errors import FourstageError, PeerError, SettingsError
+from fourstage.wire.binding import bind
 from fourstage.wire.messages import Close, Gone, Who
 from fourstage.wire.sockets import Bound, Dialled, resolve
 from tests.pipeline.harness import eventually
@@ -98,3 +99,22 @@ def test_a_file_holds_the_present_address(tmp_path: Path) -> None:
         file.write_text(present + "\n")
         assert resolve(f"file:{file}") == present
     assert resolve("tcp://host:5555") == "tcp://host:5555"
+
+
+def test_a_free_port_that_another_process_took_first_is_not_the_end() -> None:
+    taken = 2
+
+    class Racing:
+        """As libzmq when the kernel offers one port twice."""
+
+        def bind(self, _: str) -> None:
+            nonlocal taken
+            taken -= 1
+            if taken >= 0:
+                raise zmq.ZMQError(zmq.EADDRINUSE)
+
+    bind(cast("zmq.Socket[bytes]", Racing()), "tcp://127.0.0.1:0")
+    assert taken == -1
+    taken = 1
+    with pytest.raises(zmq.ZMQError, match="in use"):
+        bind(cast("zmq.Socket[bytes]", Racing()), "tcp://127.0.0.1:5555")

@@ -52,6 +52,8 @@ LOADER_PATIENCE_SECONDS = 60.0
 """A loader that stays away for this long ends the run; restarting one takes seconds."""
 _LARGEST_BATCH = 1 << 31
 _TURN_SECONDS = 0.2
+_AWAY_SECONDS = 2.0
+"""A loader that is restarted at once is found again sooner."""
 
 
 @dataclass(slots=True)
@@ -121,6 +123,14 @@ class Feed:
         self._thread.start()
 
     # For other threads
+
+    @property
+    def waiting(self) -> str:
+        """Why no batches can come, in words; empty while they may."""
+        since = self._link.lost_since
+        if since is not None and (away := time.monotonic() - since) > _AWAY_SECONDS:
+            return f"the loader has not answered for {away:.0f} s"
+        return self.stages.waiting if self.stages else ""
 
     def open(self, spec: Open) -> Inbox:
         """Open a stream; receiver and side are filled in here."""

@@ -54,6 +54,11 @@ class Intake:
         return self._feed.stages if self._feed else None
 
     @property
+    def waiting(self) -> str:
+        """Why no batches can come, in words; empty while they may."""
+        return self._feed.waiting if self._feed else ""
+
+    @property
     def on_the_way(self) -> Mapping[str, float]:
         """Seconds that batches were between two processes, by way; nothing on a second column."""
         return self._feed.on_the_way if self._feed else {}

@@ -70,6 +70,8 @@ class Report:
         self._rates: dict[str, ErrorRates] = {}
         self._next_status = 0.0
         self.stages: Stages | None = None
+        self.waiting = ""
+        """Why no batches can come, in words."""
         self.on_the_way: Mapping[str, float] = {}
         """Seconds that batches were between two processes, by way, summed."""
         telemetry.gauge("fourstage_run_steps").set(end)
@@ -167,7 +169,7 @@ class Report:
         seconds = now - before.at
         rate = (self._images - images) / seconds if seconds > 0 else 0.0
         steps_per_second = (step - first_step) / seconds if seconds > 0 else 0.0
-        verdict = self._judge(before, reading)
+        verdict = self._judge(before, reading, waiting=self.waiting)
         self._say(verdict, state, now)
         rundir.write_json(
             self._run_dir / rundir.STATUS,
@@ -232,7 +234,8 @@ class Report:
                     name: {"busy_seconds": round(usages[name].busy, 3), "batches": usages[name].batches}
                     for name in STAGE_NAMES
                 },
-                "bottleneck": self._judge(self._first_reading, reading).sentence,
+                # Of the whole run: whatever is missing at its end says nothing of it.
+                "bottleneck": self._judge(self._first_reading, reading, waiting="").sentence,
                 "receipt": receipt
                 | {
                     "redispatched": stages.redispatched if stages else 0,
@@ -267,11 +270,11 @@ class Report:
         ways = self.on_the_way
         return Reading(usages, now, ways.get("to-augmenter", 0.0), ways.get("to-trainer", 0.0))
 
-    def _judge(self, before: Reading, after: Reading) -> Verdict:
+    def _judge(self, before: Reading, after: Reading, *, waiting: str) -> Verdict:
         stages = self.stages
         return judge(
             before, after, augmenters=stages.augmenters if stages else 0, replicas=self._replicas,
-            waiting=stages.waiting if stages else "",
+            waiting=waiting,
         )  # fmt: skip
 
     def _say(self, verdict: Verdict, state: str, now: float) -> None:

@@ -292,6 +292,7 @@ class TrainerService:
     def _tell(self, state: str, *, force: bool = False) -> None:
         self._report.stages = self._intake.stages
         self._report.on_the_way = self._intake.on_the_way
+        self._report.waiting = self._intake.waiting
         self._report.status(state, self._batches.waiting, force=force)
 
     def _passed(self, item: DeviceBatch, split: str, began: float, ended: float) -> None:

@@ -15,6 +15,7 @@ from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils import z85
 
 from fourstage.errors import FourstageError
+from fourstage.wire.binding import bind
 from fourstage.wire.handshakes import Handshakes, Outcome
 from fourstage.wire.security import KeyPair
 
@@ -104,7 +105,7 @@ class Gate(ThreadAuthenticator):
             for socket in (server, friend, stranger):
                 stack.callback(socket.close, 0)
             serve(server, own)
-            server.bind("tcp://127.0.0.1:*")
+            bind(server, "tcp://127.0.0.1:*")
             of_friend, of_stranger = Handshakes(friend), Handshakes(stranger)
             stack.callback(of_friend.close)
             stack.callback(of_stranger.close)

@@ -14,6 +14,7 @@ from typing import Self, TypeAlias
 import zmq
 
 from fourstage.errors import FourstageError, PeerError, SettingsError
+from fourstage.wire.binding import bind
 from fourstage.wire.codec import MAX_BODY, MAX_FRAMES, decode, encode
 from fourstage.wire.gate import Gate, dial, serve
 from fourstage.wire.handshakes import Handshakes, Outcome
@@ -127,7 +128,7 @@ class Bound(_Socket):
             serve(self.socket, curve.own)
         self._watch(address)
         try:
-            self.socket.bind(address)
+            bind(self.socket, address)
         except zmq.ZMQError as error:
             self.close(linger=False)
             in_use = error.errno == zmq.EADDRINUSE
