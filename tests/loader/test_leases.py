@@ -9,7 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from fourstage.loader.leases import READ_AHEAD, Grant, Leases
+from fourstage.loader.book import READ_AHEAD
+from fourstage.loader.leases import Grant, Leases
 from tests.loader.world import IDENTITY, TIMING, Worker, World
 
 S = b"stream"
@@ -187,6 +188,10 @@ TestAnythingMayHappen.settings = settings(max_examples=100, stateful_step_count=
 class Books(Leases):
     """Books of one stream, all of it loaded, with the calls in the words of these tests."""
 
+    def missing(self) -> list[tuple[bytes, int]]:
+        """What is to be loaded, the emptiest stream's first."""
+        return [(stream, seq) for stream in self.emptiest() for seq in self.wanted(stream)]
+
     def __init__(self, *, batches: int = 20, window: int = 0, identity: bytes = b"") -> None:
         super().__init__(TIMING)
         self.open(S, start=0, end=batches, window=window, identity=identity)
@@ -200,7 +205,7 @@ class Books(Leases):
 
     def give(self, now: float = 0.0) -> list[tuple[str, int]]:
         """Load and give everything that can be given: worker and sequence number."""
-        for stream, seq in self.wanted():
+        for stream, seq in self.missing():
             self.loaded(stream, seq)
         return [(str(grant.worker), grant.seq) for grant in self.plan(now)]
 
@@ -358,7 +363,7 @@ def test_the_emptiest_stream_is_served_first() -> None:
     books.beat("a", seen=0, held=(), slots=[(b"full", 4, 3), (b"empty", 4, 3)], now=0.0)
     given = [(grant.stream, grant.seq) for grant in books.plan(0.0)]
     assert given[:3] == [(b"empty", 0), (b"empty", 1), (b"full", 2)]
-    assert [stream for stream, _ in books.wanted()] == []
+    assert all(list(books.wanted(stream)) == [] for stream in (b"full", b"empty"))
 
 
 def test_an_automatic_window_holds_all_slots_and_one_batch_for_every_stage() -> None:
@@ -367,11 +372,11 @@ def test_an_automatic_window_holds_all_slots_and_one_batch_for_every_stage() -> 
     books.employ("a", free=4)
     books.employ("b", free=4)
     assert books.window(S) == SLOTS + SLOTS + READ_AHEAD
-    assert [seq for _, seq in books.wanted()] == list(range(12))
+    assert [seq for _, seq in books.missing()] == list(range(12))
     books.progress(S, 1, (), now=0.0)
     assert books.leave("b", died=True) == []
     assert books.window(S) == SLOTS + READ_AHEAD
-    assert [seq for _, seq in books.wanted()] == list(range(1, 13)), "what is being read is not dropped"
+    assert [seq for _, seq in books.missing()] == list(range(1, 13)), "what is being read is not dropped"
     assert Books(window=3).window(S) == 3
 
 
@@ -403,7 +408,7 @@ def test_a_lease_that_cannot_be_sent_leaves_nothing_behind() -> None:
     books = Books(batches=2)
     for name in ("a", "b"):
         books.employ(name, free=2)
-    for _, seq in books.wanted():
+    for _, seq in books.missing():
         books.loaded(S, seq)
     sent: list[Grant] = []
     for grant in books.plan(0.0):
@@ -427,7 +432,7 @@ def test_a_receiver_that_claims_too_much_stops_nothing() -> None:
     books = Leases(TIMING)
     books.open(S, start=0, end=2**53, window=0)
     assert books.progress(S, 2**53, (2**53, 0), now=0.0) == [0, 1, 2, 3]
-    assert list(books.wanted()) == []
+    assert list(books.wanted(S)) == []
     assert books.progress(b"unknown", 5, (6,), now=0.0) == []
 
 

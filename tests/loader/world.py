@@ -225,8 +225,11 @@ class World:
         self.now += seconds
         self.leases.tick(self.now)
 
+    def wanted(self) -> list[tuple[bytes, int]]:
+        return [(stream, seq) for stream in self.leases.emptiest() for seq in self.leases.wanted(stream)]
+
     def load(self) -> None:
-        for stream, seq in self.leases.wanted():
+        for stream, seq in self.wanted():
             if seq not in self.loaded[stream] and len(self.loaded[stream]) < JPEG_SLOTS:
                 self.loaded[stream].add(seq)
                 self.leases.loaded(stream, seq)

@@ -86,6 +86,7 @@ def test_scaled_up_and_down_while_it_runs_with_the_same_bytes(store: Path, tmp_p
     assert not (run.run_dir / "scale.json").exists()
 
 
+@pytest.mark.slow
 def test_a_frozen_one_is_killed_and_does_not_hold_up_who_comes_next(store: Path, tmp_path: Path) -> None:
     long = ["--set", "loader.silence_seconds=2.0", "--max-steps", "1000"]
     run = start_run(store, tmp_path / "run", *WORK, *long, "--augmenters", "2")
@@ -109,6 +110,7 @@ def leaving(run: Run, name: str) -> dict[str, Any]:
     return entry if entry.get("leaving") else {}
 
 
+@pytest.mark.slow
 def test_one_that_is_killed_after_scaling_is_started_again(store: Path, tmp_path: Path) -> None:
     run = start_run(store, tmp_path / "run", *WORK, "--augmenters", "1")
     run.reach(5)
@@ -180,6 +182,7 @@ def changes(words: list[str]) -> list[str]:
     return [line.removeprefix("augmenters ").partition(":")[0] for line in words]
 
 
+@pytest.mark.slow
 def test_auto_reaches_what_the_trainer_needs_and_a_number_by_hand_ends_it(store: Path, tmp_path: Path) -> None:
     run = start_run(store, tmp_path / "run", *AUTO)
     with told(run) as words:

@@ -242,6 +242,7 @@ def test_what_cannot_be_compared_is_wrong_usage(run_of: RunOf, tmp_path: Path) -
         diff(run_of(*DRAIN), empty)
 
 
+@pytest.mark.slow
 def test_the_digests_of_samples_survive_a_killed_trainer(store: Path, run_of: RunOf, tmp_path: Path) -> None:
     arguments = (*NETWORK, "--receipt", "pixels")
     undisturbed, run_dir = run_of(*arguments), tmp_path / "run"

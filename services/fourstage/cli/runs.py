@@ -132,7 +132,7 @@ def rate(
 ) -> None:
     """Set the learning rate of a run by hand, while it trains or before it is resumed."""
     RATE.ask(run_dir, value)
-    typer.echo(f"rate {value:g} is asked of {run_dir}: its trainer takes it before its next step")
+    typer.echo(f"rate {value:g} is asked of {run_dir}: its trainer takes it within a second")
 
 
 def scale(

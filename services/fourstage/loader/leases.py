@@ -4,21 +4,17 @@ Two laws. A batch may be made any number of times but is *used* once: whichever 
 lease may be given again whenever in doubt. And nothing here is precious: every belief is either told again by the
 peer that it is about (``beat``, ``progress``) or can be dropped.
 
-A batch of a stream is, in this order: beyond the window; wanted (to be loaded); loaded; held by one worker or more;
-arrived; consumed. Deaths, silences and losses only ever take holders away from a batch that has not arrived.
+Every message costs what it says, and every lease what it takes to find its worker: nothing walks over all workers or
+all batches, so five hundred workers are served like five.
 """
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-Worker = Hashable
-StreamId = bytes
+from fourstage.loader.book import Batch, Book, Holding, Worker
+from fourstage.loader.vacancies import Vacancies
 
-READ_AHEAD = 4
-"""Batches that an automatic window holds beyond all slots of the workers: the one being trained on and the one being
-copied, which may need no slot any more, one being read and one lying ready."""
-SMALLEST_WINDOW = 4
-"""The four stages of one pipeline, before any worker has come."""
+StreamId = bytes
 DEATHS_BEFORE_POISON = 3
 """Holders that may die over a batch before the batch itself is suspected."""
 
@@ -47,35 +43,6 @@ class Timing:
 
 
 @dataclass(slots=True)
-class _Holding:
-    number: int
-    since: float
-    head: bool = False
-    missing_since: float | None = None
-
-
-@dataclass(slots=True)
-class _Batch:
-    loaded: bool = False
-    arrived: bool = False
-    deaths: int = 0
-    leases: int = 0
-    holders: dict[Worker, _Holding] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Stream:
-    end: int
-    window: int
-    identity: bytes
-    consumed: int
-    batches: dict[int, _Batch] = field(default_factory=dict)
-    lease_seconds: float = 0.0
-    """Moving average from lease to arrival."""
-    redispatched: int = 0
-
-
-@dataclass(slots=True)
 class _Worker:
     identity: bytes
     heard: float
@@ -84,9 +51,13 @@ class _Worker:
     unseen: list[tuple[int, StreamId]] = field(default_factory=list)
     free: dict[StreamId, int] = field(default_factory=dict)
     slots: dict[StreamId, int] = field(default_factory=dict)
+    holds: set[tuple[StreamId, int]] = field(default_factory=set)
+    """Batches that name it as a holder."""
 
     def available(self, stream: StreamId) -> int:
         """Free slots less the leases that the worker had not seen when it counted them."""
+        if self.silent:
+            return 0
         return self.free.get(stream, 0) - sum(1 for _, unseen in self.unseen if unseen == stream)
 
 
@@ -95,7 +66,8 @@ class Leases:
 
     def __init__(self, timing: Timing) -> None:
         self._timing = timing
-        self._streams: dict[StreamId, _Stream] = {}
+        self._streams: dict[StreamId, Book] = {}
+        self._vacancies: dict[StreamId, Vacancies] = {}
         self._workers: dict[Worker, _Worker] = {}
 
     # Streams
@@ -111,16 +83,21 @@ class Leases:
         arrived: Iterable[int] = (),
     ) -> None:
         """Begin a stream at ``start``. window: in batches, 0: sized by the workers' slots."""
-        book = _Stream(end=end, window=window, identity=identity, consumed=start)
-        self._streams[stream] = book
-        self._extend(stream)
+        self._streams[stream] = Book(start=start, end=end, window=window, identity=identity)
+        self._vacancies[stream] = Vacancies()
+        # Workers that served it under a loader before this one may have spoken first.
+        for name, worker in self._workers.items():
+            self._count_slots(stream, worker.slots.get(stream, 0))
+            self._vacancies[stream].put(name, worker.available(stream))
         self.progress(stream, start, arrived, now=0.0)
 
     def close(self, stream: StreamId) -> None:
         """End a stream; its leases are void."""
         self._streams.pop(stream, None)
+        self._vacancies.pop(stream, None)
         for worker in self._workers.values():
             worker.unseen = [(number, unseen) for number, unseen in worker.unseen if unseen != stream]
+            worker.holds = {held for held in worker.holds if held[0] != stream}
             worker.free.pop(stream, None)
             worker.slots.pop(stream, None)
 
@@ -131,6 +108,7 @@ class Leases:
         """The batch's JPEG bytes lie ready."""
         if batch := self._batch(stream, seq):
             batch.loaded = True
+            self._streams[stream].settle(seq)
 
     def progress(self, stream: StreamId, consumed: int, arrived: Iterable[int], *, now: float) -> list[int]:
         """The receiver has used everything before ``consumed`` and holds ``arrived``.
@@ -140,19 +118,13 @@ class Leases:
         book = self._streams.get(stream)
         if book is None:
             return []
-        book.consumed = max(book.consumed, min(consumed, book.end))
-        used = [seq for seq in book.batches if seq < book.consumed]
-        ready = [seq for seq in arrived if book.consumed <= seq < book.end]
-        fresh = []
-        for seq in (*used, *ready):
-            # A new loader's window is small until the workers are back: what has arrived may lie beyond it.
-            batch = book.batches.setdefault(seq, _Batch())
-            if not batch.arrived:
-                self._arrive(book, batch, now)
-                fresh.append(seq)
-        for seq in used:
-            del book.batches[seq]
-        self._extend(stream)
+        used = book.consume(consumed)
+        ready = sorted(seq for seq in set(arrived) - book.arrived if book.consumed <= seq < book.end)
+        fresh = [seq for seq in used if seq not in book.arrived] + ready
+        for seq in fresh:
+            self._arrive(stream, seq, now)
+        book.forget(used)
+        book.extend()
         return fresh
 
     # Workers
@@ -160,14 +132,13 @@ class Leases:
     def join(self, worker: Worker, identity: bytes, now: float) -> None:
         """A worker said HELLO: its numbering starts again, what it was given before is void until it says so."""
         self._release(worker, died=False)
+        self._remove(worker)
         self._workers[worker] = _Worker(identity=identity, heard=now)
 
     def leave(self, worker: Worker, *, died: bool) -> list[tuple[StreamId, int]]:
         """A worker is gone; its leases are free at once. Returns batches that are suspected of killing workers."""
         poisoned = self._release(worker, died=died)
-        self._workers.pop(worker, None)
-        for stream in self._streams:
-            self._extend(stream)
+        self._remove(worker)
         return poisoned
 
     def beat(
@@ -186,23 +157,27 @@ class Leases:
         books.heard = now
         books.silent = False
         if seen > books.numbers:
+            self._count_free(worker)
             return  # It was said before the worker's last HELLO was answered: of leases that are void.
         books.unseen = [(number, stream) for number, stream in books.unseen if number > seen]
+        before, slots = books.slots, tuple(slots)
         books.free = {stream: free for stream, free, _ in slots}
         books.slots = {stream: total for stream, _, total in slots}
+        for stream in books.slots.keys() | before.keys():
+            self._count_slots(stream, books.slots.get(stream, 0) - before.get(stream, 0))
+        self._count_free(worker)
         listed = set(held)
-        for stream, book in self._streams.items():
-            self._extend(stream)
-            for seq, batch in book.batches.items():
-                holding = batch.holders.get(worker)
-                if (stream, seq) in listed:
-                    if holding is not None:
-                        holding.missing_since = None
-                    elif not batch.arrived:
-                        # Given by a loader before this one, or before a silence: it may still be the first copy.
-                        batch.holders[worker] = _Holding(number=0, since=now)
-                elif holding is not None and holding.number <= seen and holding.missing_since is None:
-                    holding.missing_since = now
+        for stream, seq in books.holds:
+            holding = self._streams[stream].batches[seq].holders[worker]
+            if (stream, seq) in listed:
+                holding.missing_since = None
+            elif holding.number <= seen and holding.missing_since is None:
+                holding.missing_since = now
+        for stream, seq in listed - books.holds:
+            batch = self._batch(stream, seq)
+            if batch is not None and not batch.arrived:
+                # Given by a loader before this one, or before a silence: it may still be the first copy.
+                self._hold(worker, stream, seq, Holding(number=0, since=now))
 
     def tick(self, now: float) -> list[Worker]:
         """Let time pass: silent workers lose their leases (they are returned), lost leases are noticed."""
@@ -213,22 +188,24 @@ class Leases:
                 silent.append(name)
         for name in silent:
             self._release(name, died=False)
-        for book in self._streams.values():
-            for batch in book.batches.values():
-                for name, holding in list(batch.holders.items()):
+            self._count_free(name)
+        for stream, book in self._streams.items():
+            for seq in list(book.held):
+                for name, holding in list(book.batches[seq].holders.items()):
                     since = holding.missing_since
                     if since is not None and now - since > self._timing.missing:
-                        del batch.holders[name]
+                        self._let_go(name, stream, seq)
         return silent
 
     # Instructions
 
-    def wanted(self) -> Iterator[tuple[StreamId, int]]:
-        """Batches inside the windows that are not loaded, those of the emptiest stream first."""
-        for stream in sorted(self._streams, key=self._fill):
-            for seq, batch in sorted(self._streams[stream].batches.items()):
-                if not batch.loaded and not batch.arrived:
-                    yield stream, seq
+    def emptiest(self) -> list[StreamId]:
+        """Streams, the one first whose window has least at workers or arrived."""
+        return sorted(self._streams, key=lambda stream: self._streams[stream].fill)
+
+    def wanted(self, stream: StreamId) -> Iterator[int]:
+        """Batches inside a stream's window that are not loaded, in ascending order."""
+        return self._streams[stream].wanted()
 
     def plan(self, now: float) -> Iterator[Grant]:
         """Every lease that can be given now, one at a time: the books count it as given when it is yielded."""
@@ -237,42 +214,36 @@ class Leases:
 
     def revoke(self, grant: Grant) -> None:
         """A grant could not be sent: it never happened, and its worker gets nothing before it is heard again."""
-        if batch := self._batch(grant.stream, grant.seq):
-            batch.holders.pop(grant.worker, None)
+        if (batch := self._batch(grant.stream, grant.seq)) and grant.worker in batch.holders:
+            self._let_go(grant.worker, grant.stream, grant.seq)
             batch.leases -= 1
             self._streams[grant.stream].redispatched -= grant.again
         if worker := self._workers.get(grant.worker):
             worker.unseen = [(number, stream) for number, stream in worker.unseen if number != grant.number]
             worker.free.clear()
+            self._count_free(grant.worker)
 
     def _next(self, now: float) -> Grant | None:
-        for stream in sorted(self._streams, key=self._fill):
+        for stream in self.emptiest():
             book = self._streams[stream]
-            head = self._head(book)
-            for seq in sorted(book.batches):
-                batch = book.batches[seq]
-                is_head = seq == head
-                if batch.arrived or not batch.loaded:
-                    continue
-                if batch.holders and not (is_head and self._is_slow(book, batch, now)):
-                    continue
-                worker = self._choose(stream, book, batch, spare=is_head)
+            head = book.head()
+            # The head may take a worker's last slot, and a second worker where its holder is slow.
+            if head is not None and self._may_be_given(book, batch := book.batches[head], now):
+                worker = self._choose(stream, book, batch, least=1)
                 if worker is not None:
-                    return self._give(worker, stream, seq, is_head, now)
-                if not is_head:
-                    break
+                    return self._give(worker, stream, head, True, now)
+            if (seq := book.first_ready(after=head)) is not None:
+                worker = self._choose(stream, book, book.batches[seq], least=2)
+                if worker is not None:
+                    return self._give(worker, stream, seq, False, now)
         return None
 
-    def _choose(self, stream: StreamId, book: _Stream, batch: _Batch, *, spare: bool) -> Worker | None:
-        """The worker with most free slots; its last one only for the head."""
-        best, most = None, 0 if spare else 1
-        for name, worker in self._workers.items():
-            if worker.silent or name in batch.holders or (book.identity and worker.identity != book.identity):
-                continue
-            available = worker.available(stream)
-            if available > most:
-                best, most = name, available
-        return best
+    def _choose(self, stream: StreamId, book: Book, batch: Batch, *, least: int) -> Worker | None:
+        """The worker with most free slots, and at least that many."""
+        for name in self._vacancies[stream].most_first(least):
+            if name not in batch.holders and self._makes(name, book):
+                return name
+        return None
 
     def _give(self, name: Worker, stream: StreamId, seq: int, head: bool, now: float) -> Grant:
         worker, book = self._workers[name], self._streams[stream]
@@ -283,7 +254,8 @@ class Leases:
         again = batch.leases > 0
         book.redispatched += again
         batch.leases += 1
-        batch.holders[name] = _Holding(worker.numbers, now, head)
+        self._hold(name, stream, seq, Holding(worker.numbers, now, head))
+        self._vacancies[stream].put(name, worker.available(stream))
         return Grant(name, stream, seq, worker.numbers, head, again)
 
     # What the state means
@@ -298,20 +270,16 @@ class Leases:
 
     def window(self, stream: StreamId) -> int:
         """Batches between the last one consumed and the furthest that may be read."""
-        book = self._streams[stream]
-        if book.window:
-            return book.window
-        return max(SMALLEST_WINDOW, self.credits(stream) + READ_AHEAD)
+        return self._streams[stream].window
 
     def credits(self, stream: StreamId) -> int:
         """Batches that all workers together can hold."""
-        return sum(worker.slots.get(stream, 0) for worker in self._workers.values())
+        return self._streams[stream].credits
 
     def counts(self, stream: StreamId) -> tuple[int, int]:
         """Batches that are leased and not arrived, and loaded and not leased."""
-        batches = [batch for batch in self._streams[stream].batches.values() if not batch.arrived]
-        leased = sum(1 for batch in batches if batch.holders)
-        return leased, sum(1 for batch in batches if batch.loaded and not batch.holders)
+        book = self._streams[stream]
+        return len(book.held), book.ready_count
 
     def is_open(self, stream: StreamId, seq: int) -> bool:
         """Whether the batch lies in the window and has not arrived."""
@@ -320,49 +288,61 @@ class Leases:
 
     def serves(self, worker: Worker, stream: StreamId) -> bool:
         """Whether this worker makes the stream's pixels."""
-        pinned = self._streams[stream].identity
-        return not pinned or self._workers[worker].identity == pinned
+        return self._makes(worker, self._streams[stream])
 
-    def _head(self, book: _Stream) -> int | None:
-        """The batch that is needed first and has not arrived."""
-        return min((seq for seq, batch in book.batches.items() if not batch.arrived), default=None)
+    def _makes(self, worker: Worker, book: Book) -> bool:
+        return not book.identity or self._workers[worker].identity == book.identity
 
-    def _is_slow(self, book: _Stream, batch: _Batch, now: float) -> bool:
+    def _may_be_given(self, book: Book, head: Batch, now: float) -> bool:
+        return head.loaded and (not head.holders or self._is_slow(book, head, now))
+
+    def _is_slow(self, book: Book, batch: Batch, now: float) -> bool:
         """A live holder has had the batch for long, and nobody else was asked yet."""
         if len(batch.holders) > 1:
             return False
         patience = max(self._timing.hedge, 3.0 * book.lease_seconds)
         return all(now - holding.since > patience for holding in batch.holders.values())
 
-    def _fill(self, stream: StreamId) -> float:
-        book = self._streams[stream]
-        busy = sum(1 for batch in book.batches.values() if batch.arrived or batch.holders)
-        return busy / self.window(stream)
-
-    def _arrive(self, book: _Stream, batch: _Batch, now: float) -> None:
-        if batch.holders:
-            seconds = now - min(holding.since for holding in batch.holders.values())
-            book.lease_seconds += 0.2 * (max(0.0, seconds) - book.lease_seconds)
-        batch.arrived = True
-        batch.holders.clear()
-
-    def _extend(self, stream: StreamId) -> None:
-        book = self._streams[stream]
-        for seq in range(book.consumed, min(book.consumed + self.window(stream), book.end)):
-            if seq not in book.batches:
-                book.batches[seq] = _Batch()
-
-    def _batch(self, stream: StreamId, seq: int) -> _Batch | None:
+    def _batch(self, stream: StreamId, seq: int) -> Batch | None:
         book = self._streams.get(stream)
         return book.batches.get(seq) if book else None
 
+    # Changes
+
+    def _hold(self, name: Worker, stream: StreamId, seq: int, holding: Holding) -> None:
+        book = self._streams[stream]
+        book.batches[seq].holders[name] = holding
+        self._workers[name].holds.add((stream, seq))
+        book.settle(seq)
+
+    def _let_go(self, name: Worker, stream: StreamId, seq: int) -> Holding:
+        book = self._streams[stream]
+        self._workers[name].holds.discard((stream, seq))
+        holding = book.batches[seq].holders.pop(name)
+        book.settle(seq)
+        return holding
+
+    def _arrive(self, stream: StreamId, seq: int, now: float) -> None:
+        book = self._streams[stream]
+        batch = book.know(seq)
+        if batch.holders:
+            seconds = now - min(holding.since for holding in batch.holders.values())
+            book.lease_seconds += 0.2 * (max(0.0, seconds) - book.lease_seconds)
+        for name in batch.holders:
+            self._workers[name].holds.discard((stream, seq))
+        batch.holders.clear()
+        batch.arrived = True
+        book.settle(seq)
+
     def _release(self, name: Worker, *, died: bool) -> list[tuple[StreamId, int]]:
-        held = [
-            (not holding.head, holding.number, stream, seq, batch)
-            for stream, book in self._streams.items()
-            for seq, batch in book.batches.items()
-            if (holding := batch.holders.pop(name, None)) is not None
-        ]
+        worker = self._workers.get(name)
+        if worker is None:
+            return []
+        held = []
+        for stream, seq in sorted(worker.holds):
+            batch = self._streams[stream].batches[seq]
+            holding = self._let_go(name, stream, seq)
+            held.append((not holding.head, holding.number, stream, seq, batch))
         if not died or not held:
             return []
         # A worker makes one batch at a time, a head before the others, which come in the order in which they were
@@ -370,3 +350,23 @@ class Leases:
         *_, stream, seq, batch = min(held, key=lambda entry: entry[:2])
         batch.deaths += 1
         return [(stream, seq)] if batch.deaths >= DEATHS_BEFORE_POISON else []
+
+    def _remove(self, name: Worker) -> None:
+        """Its slots count no more."""
+        worker = self._workers.pop(name, None)
+        if worker is None:
+            return
+        for stream, total in worker.slots.items():
+            self._count_slots(stream, -total)
+        for vacancies in self._vacancies.values():
+            vacancies.put(name, 0)
+
+    def _count_slots(self, stream: StreamId, more: int) -> None:
+        if more and (book := self._streams.get(stream)) is not None:
+            book.credits += more
+            book.extend()
+
+    def _count_free(self, name: Worker) -> None:
+        worker = self._workers[name]
+        for stream, vacancies in self._vacancies.items():
+            vacancies.put(name, worker.available(stream))

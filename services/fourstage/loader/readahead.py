@@ -22,6 +22,17 @@ class Loaded:
     error: StoreError | None
 
 
+def _missing(streams: Mapping[bytes, LoaderStream], leases: Leases) -> Iterator[tuple[bytes, int]]:
+    """Batches that are wanted and have no slot, as long as their stream has a free one; the emptiest stream's first."""
+    for uuid in leases.emptiest():
+        stream = streams[uuid]
+        for seq in leases.wanted(uuid):
+            if not stream.free:
+                break
+            if seq not in stream.slotted:
+                yield uuid, seq
+
+
 class ReadAhead:
     """The loader's reading threads and the account of their time."""
 
@@ -37,10 +48,8 @@ class ReadAhead:
 
     def load(self, streams: Mapping[bytes, LoaderStream], leases: Leases, now: float) -> None:
         """Begin to read every wanted batch that has a slot; announce those after it to the kernel."""
-        for uuid, seq in leases.wanted():
+        for uuid, seq in _missing(streams, leases):
             stream = streams[uuid]
-            if seq in stream.slotted or not stream.free:
-                continue
             slotted, indices = stream.claim(seq)
             self.account(now)
             self._under_way += 1

@@ -50,6 +50,8 @@ from fourstage.wire.sockets import Bound, Peer, Waiter
 log = logging.getLogger(__name__)
 
 _TURN_SECONDS = 0.2
+_GOODBYE_SECONDS = 0.05
+"""After a side connection has hung up: a goodbye that was said before may still be in ZeroMQ's own thread."""
 _FORGET_AFTER = 10
 """Silence limits after which a client without a side connection is forgotten; one with it is known to be dead."""
 _LONGEST_REASON = 1024
@@ -91,6 +93,8 @@ class LoaderService:
         )
         self._streams: dict[bytes, LoaderStream] = {}
         self._clients = Clients()
+        self._hung_up: dict[bytes, float] = {}
+        """Clients whose side connection has hung up, and when they are taken for dead."""
         self._trainers_lost: set[str] = set()
         """By name: a trainer that comes back is another process."""
         telemetry.gauge("fourstage_augmenters_expected").set(settings.expect_augmenters)
@@ -106,17 +110,20 @@ class LoaderService:
         """Serve until the stop flag is set."""
         next_beat = time.monotonic()
         while not self._stop:
-            readable = self._waiter.wait(max(0.0, min(_TURN_SECONDS, next_beat - time.monotonic())))
+            patience = min(_TURN_SECONDS, _GOODBYE_SECONDS) if self._hung_up else _TURN_SECONDS
+            readable = self._waiter.wait(max(0.0, min(patience, next_beat - time.monotonic())))
             now = time.monotonic()
             self._telemetry.turn()
-            # Messages first: a goodbye must not be taken for the death that the side connection shows.
             while (received := self._socket.receive()) is not None:
                 self._on_message(*received[:2], now)
             for event in self._door.events(readable):
                 if isinstance(event, Introduced):
                     self._on_introduced(event)
                 else:
-                    self._on_death(event.key)
+                    self._hung_up[event.key] = now + _GOODBYE_SECONDS
+            for uuid in [uuid for uuid, at in self._hung_up.items() if at <= now]:
+                del self._hung_up[uuid]
+                self._on_death(uuid)
             if self._read_ahead.wake in readable:
                 os.eventfd_read(self._read_ahead.wake)
             self._take_loaded()
@@ -203,6 +210,7 @@ class LoaderService:
         if client is None or self._door.connection(client.uuid) is not None:
             self._door.refuse(event.connection)
             return
+        self._hung_up.pop(client.uuid, None)
         self._door.adopt(event.connection, client.uuid)
         side.send(event.connection, side.Packet(self._uuid, b""))
         if client.hello.role == "augmenter":

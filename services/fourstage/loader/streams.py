@@ -1,5 +1,6 @@
 """What the loader keeps for one open stream: its order, its split, and the slots of JPEG bytes."""
 
+import heapq
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,8 +13,8 @@ from fourstage.store import Split, Store
 from fourstage.wire.codec import encode_body
 from fourstage.wire.messages import Open, Samples
 
-MOST_SLOTS = 64
-"""JPEG slots of one stream; untouched slots take no memory."""
+MOST_SLOTS = 1024
+"""JPEG slots of one stream, which bound the leases that are out; untouched slots take no memory."""
 
 
 @dataclass(slots=True)
@@ -41,9 +42,12 @@ class LoaderStream:
     client: bytes
     """The trainer that opened it."""
     free: list[int]
+    """A heap: the lowest slots are used again and again, the others stay untouched."""
     slotted: dict[int, Slotted] = field(default_factory=dict)
     reading: set[int] = field(default_factory=set)
-    """Slots that a reading thread writes into; they outlive their batch until the thread is done."""
+    """Slots that a reading thread writes into."""
+    orphaned: set[int] = field(default_factory=set)
+    """Those of them whose batch has arrived from elsewhere: free once the thread is done."""
     prefetched: int = 0
     """Batches before this one were announced to the kernel."""
 
@@ -54,8 +58,7 @@ class LoaderStream:
 
     def claim(self, seq: int) -> tuple[Slotted, NDArray[np.int64]]:
         """Take the lowest free slot for a batch; its samples' indices."""
-        slot = min(self.free)
-        self.free.remove(slot)
+        slot = heapq.heappop(self.free)
         indices = self.order.indices(seq)
         sizes = self.split.records["size"][indices].astype("<u4")
         samples = Samples(
@@ -71,15 +74,19 @@ class LoaderStream:
     def release(self, seq: int) -> Slotted | None:
         """The batch has arrived: its slot is free, unless a thread still reads into it."""
         slotted = self.slotted.pop(seq, None)
-        if slotted is not None and slotted.slot not in self.reading:
-            self.free.append(slotted.slot)
+        if slotted is not None:
+            if slotted.slot in self.reading:
+                self.orphaned.add(slotted.slot)
+            else:
+                heapq.heappush(self.free, slotted.slot)
         return slotted
 
     def read_done(self, slot: int) -> None:
         """A thread has finished with a slot."""
         self.reading.discard(slot)
-        if all(slotted.slot != slot for slotted in self.slotted.values()) and slot not in self.free:
-            self.free.append(slot)
+        if slot in self.orphaned:
+            self.orphaned.remove(slot)
+            heapq.heappush(self.free, slot)
 
 
 def open_stream(store: Store, spec: Open, client: bytes, memory: int) -> LoaderStream:

@@ -63,6 +63,13 @@ class Index:
         start = int(record["key_offset"])
         return self.key_bytes[start : start + int(record["key_size"])].tobytes().decode("ascii")
 
+    def keys(self, positions: NDArray[np.int64]) -> list[str]:
+        """The keys of the records at positions (n,)."""
+        records = self.records[positions]
+        starts, sizes = records["key_offset"].tolist(), records["key_size"].tolist()
+        text = self.key_bytes.data
+        return [str(text[start : start + size], "ascii") for start, size in zip(starts, sizes, strict=True)]
+
     def position(self, key: str) -> int | None:
         """The record with a key, by bisection; None if there is none."""
         low, high = 0, len(self.records)

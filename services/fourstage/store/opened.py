@@ -36,7 +36,7 @@ class Split:
 
     def keys(self, indices: NDArray[np.int64]) -> list[str]:
         """The keys at positions (n,)."""
-        return [self.index.key(int(position)) for position in indices]
+        return self.index.keys(indices)
 
     def labels(self, indices: NDArray[np.int64]) -> NDArray[np.int32]:
         """The class numbers at positions (n,)."""

@@ -33,6 +33,8 @@ from fourstage.trainer.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
+_LOOK_SECONDS = 0.5
+"""Between two looks for a learning rate by hand."""
 _SHORT_EPOCH_SECONDS = 10.0
 """Epochs that follow faster than this share a checkpoint: its three waits for the disk would be felt."""
 
@@ -125,6 +127,7 @@ class TrainerService:
             self._validation_copy = self._copy_stage(*self._validation, copy_meter, digest_pixels=False)
         self._pending: tuple[dict[str, Any], torch.Tensor | None] | None = None
         self._saved_at = self._waiting_since = time.monotonic()
+        self._look_at = 0.0
 
     def run(self) -> str:
         """Train. Returns how it ended: ``done`` or ``interrupted``."""
@@ -189,7 +192,7 @@ class TrainerService:
 
     def _agree(self, item: DeviceBatch | None, info: StreamInfo) -> Decision:
         """What all trainers make of the batch that comes next; waits until each has it or was told to stop."""
-        rate = RATE.take(self._run_dir) if self._leads and info is self._info else None
+        rate = self._rate_by_hand() if self._leads and info is self._info else None
         vote = Vote(
             ready=item is not None,
             stop=bool(self._stop),
@@ -202,6 +205,13 @@ class TrainerService:
         largest = -(-self._largest_batch(info) // self._place.replicas)
         votes = self._group.share(vote.pack(largest))
         return decide([Vote.unpack(data) for data in votes], self._place.columns)
+
+    def _rate_by_hand(self) -> float | None:
+        """What somebody has asked for; looked at not before every step, for steps may take a millisecond."""
+        if (now := time.monotonic()) < self._look_at:
+            return None
+        self._look_at = now + _LOOK_SECONDS
+        return RATE.take(self._run_dir)
 
     def _train(self, item: DeviceBatch, decision: Decision, began: float, waited: float) -> None:
         batch = item.batch

@@ -5,6 +5,7 @@ With keys TCP is CURVE; Unix sockets have the file system's permissions.
 
 import contextlib
 import logging
+import select
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -265,19 +266,35 @@ def resolve(address: str) -> str:
 
 
 class Waiter:
-    """Sleeps until a socket or a file descriptor is readable."""
+    """Sleeps until a socket or a file descriptor is readable.
+
+    File descriptors are one epoll for ZeroMQ's poller, which looks at each of its sources at every turn: a loader has
+    one for each of its hundreds of workers.
+    """
 
     def __init__(self) -> None:
         self._poller = zmq.Poller()
+        self._descriptors = select.epoll()
+        self._poller.register(self._descriptors.fileno(), zmq.POLLIN)
 
     def add(self, source: "_Socket | int") -> None:
-        self._poller.register(source.socket if isinstance(source, _Socket) else source, zmq.POLLIN)
+        if isinstance(source, _Socket):
+            self._poller.register(source.socket, zmq.POLLIN)
+        else:
+            self._descriptors.register(source, select.EPOLLIN)
 
     def remove(self, source: "_Socket | int") -> None:
-        with contextlib.suppress(KeyError):
-            self._poller.unregister(source.socket if isinstance(source, _Socket) else source)
+        if isinstance(source, _Socket):
+            with contextlib.suppress(KeyError):
+                self._poller.unregister(source.socket)
+        else:
+            # One that was closed before has left by itself.
+            with contextlib.suppress(OSError, ValueError):
+                self._descriptors.unregister(source)
 
     def wait(self, seconds: float) -> set[int]:
         """Sleep at most that long; the file descriptors that are readable."""
         events = self._poller.poll(max(0, int(seconds * 1000 + 0.999)))
-        return {source for source, _ in events if isinstance(source, int)}
+        if not any(isinstance(source, int) for source, _ in events):
+            return set()
+        return {descriptor for descriptor, _ in self._descriptors.poll(0)}
