@@ -32,6 +32,8 @@ Peer: TypeAlias = bytes
 _CONTROL_HIGH_WATER = 1000
 """Messages; credits bound those that carry batches to a few (the mark counts messages, not bytes)."""
 _LINGER_MS = 1000
+_LAST, _MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
+"""As numbers: pyzmq's enumerations take microseconds for each combination, and each frame needs one."""
 _CURVE_BYTES = 64
 """More than what CURVE adds to a frame: 33."""
 _REDIAL_SECONDS = 1.0
@@ -57,7 +59,9 @@ class _Socket:
 
     def _send(self, frames: list[bytes | memoryview]) -> bool:
         try:
-            self.socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+            for frame in frames[:-1]:
+                self.socket.send(frame, _MORE, copy=False)
+            self.socket.send(frames[-1], _LAST, copy=False)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
@@ -68,13 +72,16 @@ class _Socket:
 
     def _receive(self, expected: int) -> list[memoryview] | None:
         try:
-            frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            frame = self.socket.recv(_LAST, copy=False)
         except zmq.Again:
             return None
-        if len(frames) > expected:
-            # The first frame is kept: on a ROUTER it says who sent too much.
-            return [frames[0].buffer]
-        return [frame.buffer for frame in frames]
+        frames = [frame.buffer]
+        while frame.more:
+            frame = self.socket.recv(_LAST, copy=False)
+            if len(frames) <= expected:
+                frames.append(frame.buffer)
+        # Of too many the first is kept: on a ROUTER it says who sent them.
+        return frames if len(frames) <= expected else frames[:1]
 
     def close(self, linger: bool = True) -> None:
         """Close; queued messages get a second to leave."""
