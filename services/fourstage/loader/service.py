@@ -50,6 +50,8 @@ from fourstage.wire.sockets import Bound, Peer, Waiter
 log = logging.getLogger(__name__)
 
 _TURN_SECONDS = 0.2
+_LEASES_OF_A_TURN = 64
+"""Some 10 ms: whoever gives thousands at once hears nobody meanwhile, and takes the world for silent."""
 _GOODBYE_SECONDS = 0.05
 """After a side connection has hung up: a goodbye that was said before may still be in ZeroMQ's own thread."""
 _FORGET_AFTER = 10
@@ -109,9 +111,10 @@ class LoaderService:
     def run(self) -> None:
         """Serve until the stop flag is set."""
         next_beat = time.monotonic()
+        more = False
         while not self._stop:
             patience = min(_TURN_SECONDS, _GOODBYE_SECONDS) if self._hung_up else _TURN_SECONDS
-            readable = self._waiter.wait(max(0.0, min(patience, next_beat - time.monotonic())))
+            readable = self._waiter.wait(0.0 if more else max(0.0, min(patience, next_beat - time.monotonic())))
             now = time.monotonic()
             self._telemetry.turn()
             while (received := self._socket.receive()) is not None:
@@ -128,7 +131,7 @@ class LoaderService:
                 os.eventfd_read(self._read_ahead.wake)
             self._take_loaded()
             self._read_ahead.load(self._streams, self._leases, now)
-            self._lease(now)
+            more = self._lease(now)
             if now >= next_beat:
                 self._beat(now)
                 next_beat = now + self._settings.heartbeat_seconds
@@ -350,10 +353,14 @@ class LoaderService:
             else:
                 self._fail(self._streams[loaded.stream], loaded.seq, -1, str(loaded.error))
 
-    def _lease(self, now: float) -> None:
-        for grant in self._leases.plan(now):
+    def _lease(self, now: float) -> bool:
+        """Give leases; whether there may be more, once everybody was heard again."""
+        plan, left = self._leases.plan(now), _LEASES_OF_A_TURN
+        while left and (grant := next(plan, None)) is not None:
             if not self._send_lease(grant):
                 self._leases.revoke(grant)
+            left -= 1
+        return not left
 
     def _send_lease(self, grant: Grant) -> bool:
         client, stream = self._clients.get(grant.worker), self._streams[grant.stream]

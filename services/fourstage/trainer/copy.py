@@ -61,8 +61,8 @@ class CopyStage:
         label: str,
         copy_seconds: float = 0.0,
     ) -> None:
-        """finish None: nothing is made of the pixels; the batch keeps its slot until it is recycled. copy_seconds: of a
-        simulated copy."""
+        """finish None: nothing is made of the pixels. copy_seconds: of a simulated copy; as after a real one the slot
+        is free."""
         self._inbox = inbox
         self._finish = finish
         self._device = device
@@ -103,8 +103,6 @@ class CopyStage:
 
     def recycle(self, item: DeviceBatch) -> None:
         """Training has been told to use the batch and nothing later will: its buffer may be filled again."""
-        if self._finish is None:
-            item.batch.release()
         if self._upload is not None:
             self._upload.trained(item.buffer)
         self._free.put(item.buffer)
@@ -150,6 +148,8 @@ class CopyStage:
         images, labels, ready = self._fill(buffer, batch)
         if self._copy_seconds:
             time.sleep(max(0.0, began + self._copy_seconds - time.monotonic()))
+        if self._finish is None:
+            batch.release()
         ended = time.monotonic()
         self._meter.done(ended - began, items=rows, size=size)
         batch.passage.copied_from, batch.passage.copied_to = began, ended
