@@ -42,7 +42,13 @@ class Throttle:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
                 target = socket.socket()
                 target.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
-                target.connect(("127.0.0.1", self._target))
+                try:
+                    target.connect(("127.0.0.1", self._target))
+                except ConnectionRefusedError:
+                    # Nobody listens there yet; who dials comes again.
+                    client.close()
+                    target.close()
+                    continue
                 self._sockets += [client, target]
                 for source, sink, slow in (
                     (client, target, self._direction == "to-target"),
