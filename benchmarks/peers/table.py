@@ -11,8 +11,8 @@ class Measurement:
 
     images: int
     seconds: float
-    cpu_seconds: float
-    """User and system time of all its processes."""
+    cpu_seconds: float | None
+    """User and system time of all its processes; None where that was not measured."""
 
     @property
     def rate(self) -> float:
@@ -30,8 +30,8 @@ class Row:
 
     least: float
     most: float
-    cpu_microseconds: float
-    """Processor time per image, median."""
+    cpu_microseconds: float | None
+    """Processor time per image, median; None where that was not measured."""
 
     of_raw: float | None
     """Its median rate by that of ``raw``; None where that was not measured."""
@@ -58,7 +58,7 @@ def rows(rounds: Mapping[str, Sequence[Measurement]]) -> list[Row]:
             rate=medians[name],
             least=min(one.rate for one in measured),
             most=max(one.rate for one in measured),
-            cpu_microseconds=statistics.median(1e6 * one.cpu_seconds / one.images for one in measured),
+            cpu_microseconds=_cpu_microseconds(measured),
             of_raw=ratio(name, "raw"),
             of_fourstage=ratio(name, "fourstage"),
         )
@@ -75,8 +75,14 @@ def rendered(table: Sequence[Row], descriptions: Mapping[str, str]) -> str:
     ]
     for row in table:
         ratios = " | ".join("" if ratio is None else f"{ratio:.2f}" for ratio in (row.of_raw, row.of_fourstage))
+        cpu = "" if row.cpu_microseconds is None else f"{row.cpu_microseconds:.0f}"
         lines.append(
             f"| {descriptions[row.name]} (`{row.name}`) | {row.rate:,.0f} | {row.least:,.0f} to {row.most:,.0f} "
-            f"| {ratios} | {row.cpu_microseconds:.0f} |"
+            f"| {ratios} | {cpu} |"
         )
     return "\n".join(lines)
+
+
+def _cpu_microseconds(measured: Sequence[Measurement]) -> float | None:
+    each = [1e6 * one.cpu_seconds / one.images for one in measured if one.cpu_seconds is not None]
+    return statistics.median(each) if each else None
