@@ -91,6 +91,7 @@ class AugmenterService:
         for outbox in self._outboxes.values():
             outbox.close()
         self._close_sources()
+        self._waiter.close()
 
     def _turn(self) -> None:
         """Look at every socket; send the heartbeat when it is due or something has changed."""

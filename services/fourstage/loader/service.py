@@ -142,6 +142,7 @@ class LoaderService:
             self._socket.send(client.peer, Bye())
         self._door.close()
         self._socket.close()
+        self._waiter.close()
         self._read_ahead.close()
         for stream in self._streams.values():
             stream.arena.close()

@@ -410,6 +410,7 @@ class Feed:
             self._drop_source(key)
         self._door.close()
         self._socket.close(linger=False)
+        self._waiter.close()
         with self._wake_lock:
             os.close(self._wake)
             self._wake = -1

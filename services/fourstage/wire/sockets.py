@@ -305,3 +305,7 @@ class Waiter:
         if not any(isinstance(source, int) for source, _ in events):
             return set()
         return {descriptor for descriptor, _ in self._descriptors.poll(0)}
+
+    def close(self) -> None:
+        """Nobody will wait any more; the sources are their owners' to close."""
+        self._descriptors.close()
