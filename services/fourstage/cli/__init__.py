@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from fourstage import __version__
-from fourstage.cli import keys, receipts, results, roles, runs, stores
+from fourstage.cli import keys, probe, receipts, results, roles, runs, stores
 from fourstage.engine.processes import ERROR_PREFIX
 from fourstage.errors import FourstageError
 
@@ -23,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
 )
 for _command in (
-    stores.prepare, stores.verify, runs.run, runs.demo, runs.status, runs.rate, runs.trace, runs.scale,
+    stores.prepare, stores.verify, probe.probe, runs.run, runs.demo, runs.status, runs.rate, runs.trace, runs.scale,
     results.evaluate, results.figures, receipts.batch, roles.loader, roles.augmenter, roles.trainer,
 ):  # fmt: skip
     app.command()(_command)

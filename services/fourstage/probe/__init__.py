@@ -1,0 +1,1 @@
+"""What this machine gives: half a minute of measurement, and what follows from it for a rate of training."""
