@@ -4,26 +4,24 @@ One process, one core, one thread. It holds no state that matters: kill it at an
 """
 
 import logging
-import socket
 import time
 
 import cv2
 import numpy as np
 
-from fourstage.arena import Arena
 from fourstage.augmenter.decode import make_decoder
 from fourstage.augmenter.draws import Draws, draw
 from fourstage.augmenter.outbox import Outbox, Work
-from fourstage.augmenter.transform import CorruptRowError, identity, transform
+from fourstage.augmenter.transform import CorruptRowError, identity, scratch_for, transform
 from fourstage.errors import PeerError, SettingsError
 from fourstage.process import StopFlag
 from fourstage.settings import AugmenterSettings
 from fourstage.telemetry import Telemetry
-from fourstage.wire import side
 from fourstage.wire.link import LoaderLink
 from fourstage.wire.messages import Beat, Failed, Gone, Lease, Message, Stream, Welcome
 from fourstage.wire.security import Security
 from fourstage.wire.sockets import Payload, Waiter
+from fourstage.wire.sources import JpegSources
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +58,7 @@ class AugmenterService:
             address, role="augmenter", name=name, waiter=self._waiter, identity=self._identity, security=security
         )
         self._outboxes: dict[bytes, Outbox] = {}
-        self._sources: dict[bytes, Arena] = {}
-        """JPEG arenas of the loader, by stream."""
-        self._sources_from: socket.socket | None = None
+        self._sources = JpegSources()
         self._scratch: dict[int, np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = {}
         self._seen = 0
         self._next_beat = 0.0
@@ -79,7 +75,7 @@ class AugmenterService:
                 self._make(*work)
                 mark = time.monotonic()
                 continue
-            self._waiter.wait(_IDLE_SECONDS)
+            self._waiter.wait(min(_IDLE_SECONDS, self._link.patience))
             now = time.monotonic()
             full = self._outboxes and all(outbox.slots[1] <= 1 for outbox in self._outboxes.values())
             self._meter.waited(now - mark, "downstream" if full else "upstream")
@@ -90,7 +86,7 @@ class AugmenterService:
         self._link.close()
         for outbox in self._outboxes.values():
             outbox.close()
-        self._close_sources()
+        self._sources.close()
         self._waiter.close()
 
     def _turn(self) -> None:
@@ -130,9 +126,7 @@ class AugmenterService:
             case Welcome():
                 self._seen = 0
                 self._changed = True
-                if self._link.side is not self._sources_from:
-                    self._sources_from = self._link.side
-                    self._close_sources()
+                self._sources.follow(self._link.side)
             case Stream():
                 self._on_stream(message)
             case Lease():
@@ -143,8 +137,7 @@ class AugmenterService:
                 log.warning("the loader sent %s, which is not for it to send", type(message).__name__)
 
     def _on_stream(self, spec: Stream) -> None:
-        if spec.transport == "arena" and self._link.side is not None and spec.stream not in self._sources:
-            self._attach_source(self._link.side, spec)
+        self._sources.attach(spec)
         self._changed = True
         if spec.stream in self._outboxes:
             return
@@ -163,23 +156,6 @@ class AugmenterService:
             log.error("cannot serve a stream: %s", error)
             self._link.send(Failed(stream=spec.stream, seq=0, row=-1, reason=str(error)[:1024]))
 
-    def _attach_source(self, connection: socket.socket, spec: Stream) -> None:
-        """Take the loader's JPEG arena of this stream from the side connection: it was sent before the message."""
-        while True:
-            try:
-                received = side.receive_arena(connection)
-            except (PeerError, TimeoutError) as error:
-                log.warning("no arena from the loader: %s", error)
-                return
-            if received is None:
-                return
-            packet, arena = received
-            if old := self._sources.pop(packet.stream, None):
-                old.close()
-            self._sources[packet.stream] = arena
-            if packet.stream == spec.stream:
-                return
-
     def _on_lease(self, lease: Lease, payload: list[Payload], now: float) -> None:
         if lease.session != self._link.session:
             return
@@ -188,14 +164,11 @@ class AugmenterService:
         sizes = np.frombuffer(lease.sizes, "<u4")
         if outbox is None or len(sizes) != lease.rows or lease.rows > outbox.spec.largest_rows:
             return
-        total = int(sizes.sum(dtype=np.int64))
         try:
-            jpeg = payload[1] if lease.slot < 0 else self._sources[lease.stream].slot(lease.slot, total)
-            if len(jpeg) != total:
-                raise PeerError(f"{len(jpeg)} bytes of images announced as {total}")
-        except (PeerError, KeyError, IndexError) as error:
+            jpeg = self._sources.jpeg(lease, payload)
+        except PeerError as error:
             self._telemetry.counter("fourstage_peer_errors_total").inc()
-            log.warning("dropped a lease of the loader: %r", error)
+            log.warning("dropped a lease of the loader: %s", error)
             return
         outbox.accept(lease, payload[0], jpeg, now)
 
@@ -219,7 +192,9 @@ class AugmenterService:
         ends = np.cumsum(np.frombuffer(lease.sizes, "<u4"), dtype=np.int64).tolist()
         images = [work.jpeg[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)] if ends else []
         pixels = outbox.pixels(work)
-        scratch = self._scratch.setdefault(spec.size, np.empty((spec.size, spec.size, 3), np.uint8))
+        if spec.size not in self._scratch:
+            self._scratch[spec.size] = scratch_for(spec.size)
+        scratch = self._scratch[spec.size]
         for row in range(0, lease.rows, _ROWS_BETWEEN_TURNS):
             rows = slice(row, row + _ROWS_BETWEEN_TURNS)
             part = Draws(draws.offsets[rows], draws.reflections[rows], draws.shifts[rows])
@@ -244,12 +219,7 @@ class AugmenterService:
         self._meter.done(now - began, items=lease.rows, size=pixels.nbytes)
         outbox.finish(work, draws, made_from=began, now=now, clock_offset=self._link.clock_offset)
 
-    def _close_sources(self) -> None:
-        while self._sources:
-            self._sources.popitem()[1].close()
-
     def _drop(self, uuid: bytes) -> None:
         if outbox := self._outboxes.pop(uuid, None):
             outbox.close()
-        if source := self._sources.pop(uuid, None):
-            source.close()
+        self._sources.drop(uuid)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fourstage.augmenter.decode import make_decoder
 from fourstage.augmenter.draws import Draws, draw
-from fourstage.augmenter.transform import CorruptRowError, identity, transform
+from fourstage.augmenter.transform import CorruptRowError, identity, scratch_for, transform
 from fourstage.errors import CorruptSampleError, SettingsError
 from fourstage.loader.reader import ReadJob, ShardFiles, read_batch
 from fourstage.order import BatchPlan, Order, Place
@@ -67,7 +67,7 @@ class Remaker:
         statistics = store.statistics
         self._colours = colour_matrix(statistics.eigenvectors, statistics.eigenvalues, self._view.colour_scale)
         self._decode = make_decoder(settings.augmenter.decoder)
-        self._scratch = np.empty((store.size, store.size, 3), np.uint8)
+        self._scratch = scratch_for(store.size)
         self._files = ShardFiles()
 
     def __enter__(self) -> Self:
