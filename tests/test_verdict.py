@@ -51,6 +51,25 @@ def test_the_narrow_place_is_named(after: Reading, what: str, words: str) -> Non
     assert words in verdict.sentence
 
 
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        (reading(copy=used(0.9, 0.1, 0.0), waits=0.5), "the copy stage, which decodes, is 90% busy"),
+        (reading(copy=used(0.9, 0.1, 0.0), waits=0.5), "augmenters would help: decode = 'augmenter'"),
+        (reading(transform=used(0.9, 0.1, 0.0), waits=0.5), "the trainer takes JPEG bytes in 90% of the time"),
+        (reading(load=used(0.9, 0.0, 0.1), waits=0.5), "a faster disk"),
+        (reading(waits=0.5, in_=0.9), "between loader and trainer"),
+    ],
+)
+def test_a_trainer_that_decodes_itself_is_not_told_to_take_more_augmenters(after: Reading, words: str) -> None:
+    verdict = judge(NOTHING, after, augmenters=0, decodes=True)
+    assert words in verdict.sentence
+    assert verdict.wanted == 0
+    window = judge(NOTHING, reading(waits=0.5), augmenters=0, decodes=True)
+    assert window.what == "window"
+    assert "add augmenters" not in window.sentence
+
+
 def test_the_loader_s_reason_goes_first() -> None:
     verdict = judge(NOTHING, reading(waits=0.9), augmenters=0, waiting="no augmenter is connected")
     assert (verdict.what, verdict.sentence) == ("peer", "waiting: no augmenter is connected")

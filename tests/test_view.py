@@ -39,6 +39,12 @@ def test_as_many_augmenters_as_are_wanted_are_only_counted() -> None:
     assert "would do" not in shown(augmenters_wanted=0)
 
 
+def test_a_trainer_that_decodes_itself_shows_as_its_own_transform_stage() -> None:
+    text = shown(decode="device", augmenters=0)
+    assert "transform (trainer)" in text
+    assert "transform x" not in text
+
+
 @pytest.mark.parametrize(("state", "said"), [("running", True), ("done", False), ("interrupted", False)])
 def test_a_status_that_is_no_longer_written_says_so(state: str, said: bool) -> None:
     text = shown(state=state, written_at=time.time() - 90)

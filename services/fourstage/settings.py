@@ -174,8 +174,10 @@ class AugmenterSettings(Section):
     crop: Annotated[int, Field(ge=1, le=65_500)] = 224
     """Width and height of the training crop in pixels."""
 
-    decoder: Literal["auto", "simplejpeg", "turbojpeg"] = "auto"
-    """JPEG decoder; ``auto`` is simplejpeg, the faster of two with equal pixels."""
+    decoder: Literal["auto", "simplejpeg", "turbojpeg", "dali"] = "auto"
+    """JPEG decoder; ``auto`` is simplejpeg, the faster of two with equal pixels. ``dali`` (extra ``dali``) is NVIDIA's
+    on the CPU, about half as fast, for comparison with pipelines that use it; its workers never share a stream with
+    others."""
 
     slots: Annotated[int, Field(ge=1, le=256)] = 2
     """Batches that one augmenter may hold finished or in work per stream, besides one spare for the head."""
@@ -256,6 +258,11 @@ class Settings(Section):
     transport: Literal["arena", "inline"] = "arena"
     """``arena``: shared memory where both ends are on one host, frames elsewhere; ``inline``: frames always."""
 
+    decode: Literal["augmenter", "device"] = "augmenter"
+    """Who decodes: augmenters, each on a core of a CPU, or the trainer's copy stage on the device that trains: on a GPU
+    by nvImageCodec (extra ``dali``; never run on one so far), on a CPU by ``augmenter.decoder``. ``device`` needs no
+    augmenters; ``augmenter.slots`` and ``augmenter.memory`` then bound the JPEG bytes that lie in the trainer."""
+
     receipt: Literal["keys", "pixels"] = "keys"
     """What the digest covers: sequence numbers, keys and draws, or the pixels as well."""
 
@@ -316,6 +323,10 @@ class Settings(Section):
         for name in ("step_seconds", "copy_seconds"):
             if getattr(self.train, name) > 0.0 and self.model.name != "none":
                 raise ValueError(f'train.{name} simulates a device: it needs model.name = "none"')
+        if self.decode == "device" and self.parallel == "columns":
+            raise ValueError("decode = 'device' with parallel = 'columns': both columns train on batches made once")
+        if self.decode == "device" and self.augmenter.batch_seconds > 0.0:
+            raise ValueError("augmenter.batch_seconds slows augmenters down: with decode = 'device' there are none")
         _check_model(self.model)
         if self.parallel == "columns" and (self.model.name == "cifar" or self.model.columns == 1):
             raise ValueError("parallel = 'columns' needs a network with two: model.name = 'alexnet', model.columns = 2")

@@ -91,15 +91,18 @@ def wanted_augmenters(before: Reading, after: Reading, *, replicas: int = 1) -> 
     return max(1, math.ceil((1.0 - WAITING) * replicas * seconds["transform"] / others))
 
 
-def judge(before: Reading, after: Reading, *, augmenters: int, replicas: int = 1, waiting: str = "") -> Verdict:
+def judge(
+    before: Reading, after: Reading, *, augmenters: int, replicas: int = 1, waiting: str = "", decodes: bool = False
+) -> Verdict:
     """What held the run up between two readings.
 
     augmenters: how many there are now. replicas: trainers that share each batch
     waiting: the loader's reason for not leasing anything, in words
+    decodes: the trainer decodes itself, in its copy stage: augmenters are not asked for, and cannot help
     """
     parts = {stage: shares(before.of(stage), after.of(stage)) for stage in STAGE_NAMES}
     waits = parts["train"].wait_upstream
-    wanted = wanted_augmenters(before, after, replicas=replicas)
+    wanted = 0 if decodes else wanted_augmenters(before, after, replicas=replicas)
 
     def verdict(what: str, sentence: str) -> Verdict:
         return Verdict(what, sentence, waits, wanted)
@@ -109,11 +112,16 @@ def judge(before: Reading, after: Reading, *, augmenters: int, replicas: int = 1
     if parts["train"].busy + waits == 0.0:
         return verdict("starting", "nothing has been trained on yet")
     said = f"the trainer waits {waits:.0%} of its time"
+
+    def words(stage: str) -> str:
+        busy = parts[stage].busy
+        return _of_own_stage(stage, busy, said) if decodes else _of_stage(stage, busy, said, augmenters, wanted)
+
     if waits < WAITING:
         return verdict("train", f"train-bound: {said}, the pipeline keeps up")
     narrow = max(("copy", "transform", "load"), key=lambda stage: parts[stage].busy)
     if parts[narrow].busy >= SATURATED:
-        return verdict(narrow, _of_stage(narrow, parts[narrow].busy, said, augmenters, wanted))
+        return verdict(narrow, words(narrow))
     elapsed = max(1e-9, after.at - before.at)
     on_the_way = {
         "to-trainer": (after.to_trainer - before.to_trainer) / elapsed,
@@ -121,13 +129,13 @@ def judge(before: Reading, after: Reading, *, augmenters: int, replicas: int = 1
     }
     way = max(on_the_way, key=lambda name: on_the_way[name])
     if on_the_way[way] >= ON_THE_WAY:
-        return verdict(way, _of_way(way, on_the_way[way], said))
+        return verdict(way, _of_way(way, on_the_way[way], said, decodes))
     if parts[narrow].busy >= BUSIEST:
-        return verdict(narrow, _of_stage(narrow, parts[narrow].busy, said, augmenters, wanted))
+        return verdict(narrow, words(narrow))
     return verdict(
         "window",
         f"window-bound: {said}, yet no stage is saturated (busiest: {narrow}, {parts[narrow].busy:.0%}); "
-        "more batches in flight would help: raise window or augmenter.slots, or add augmenters",
+        f"more batches in flight would help: raise window or augmenter.slots{'' if decodes else ', or add augmenters'}",
     )
 
 
@@ -145,8 +153,21 @@ def _of_stage(stage: str, busy: float, said: str, augmenters: int, wanted: int) 
     return f"transform-bound: augmenters are {busy:.0%} busy, {said}; {advice}"
 
 
-def _of_way(way: str, batches: float, said: str) -> str:
-    ends = "loader and augmenters" if way == "to-augmenter" else "augmenters and trainer"
+def _of_own_stage(stage: str, busy: float, said: str) -> str:
+    """Where the trainer decodes."""
+    if stage == "copy":
+        return (
+            f"copy-bound: the copy stage, which decodes, is {busy:.0%} busy, {said}; where CPU cores are free, "
+            "augmenters would help: decode = 'augmenter'"
+        )
+    if stage == "transform":
+        return f"transform-bound: the trainer takes JPEG bytes in {busy:.0%} of the time, {said}"
+    return _of_stage(stage, busy, said, 0, 0)
+
+
+def _of_way(way: str, batches: float, said: str, decodes: bool) -> str:
+    worker = "trainer" if decodes else "augmenters"
+    ends = f"loader and {worker}" if way == "to-augmenter" else f"{worker} and trainer"
     return (
         f"network-bound: {said}; {batches:.1f} batches are between {ends} at any time; a faster network there, "
         "or both on one host, would help"

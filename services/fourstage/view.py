@@ -134,6 +134,8 @@ def render(status: dict[str, Any]) -> Group:
 
 
 def _augmenters(status: dict[str, Any]) -> str:
+    if status.get("decode") == "device":
+        return "transform (trainer)"
     present, wanted = status["augmenters"], status["augmenters_wanted"]
     return f"transform x{present}" + (f" ({wanted} would do)" if wanted not in (0, present) else "")
 

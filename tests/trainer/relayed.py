@@ -31,6 +31,7 @@ def request(**changes: Any) -> Open:
         "stream": bytes(16), "split": "train", "view": View("random", CROP), "batch_size": BATCH, "remainder": "keep",
         "shuffle": True, "seed": SEED, "rank": 0, "world": 1, "start": 0, "epochs": EPOCHS, "end": 0, "window": 0,
         "fingerprint": "", "identity": b"", "transport": "arena", "receiver": "", "side": "",
+        "worker": b"",
     }  # fmt: skip
     return Open(**(values | changes))
 

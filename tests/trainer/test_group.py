@@ -8,7 +8,7 @@ from fourstage.errors import SettingsError
 from fourstage.order import BatchPlan
 from fourstage.resolve import load_settings
 from fourstage.settings import Settings
-from fourstage.trainer.group import Layout, layout
+from fourstage.trainer.layout import Layout, layout
 
 
 def settings(*overrides: str) -> Settings:

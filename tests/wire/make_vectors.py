@@ -103,7 +103,7 @@ MESSAGES: list[Message] = [
     Open(
         stream=STREAM, split="train", view=VIEW, batch_size=128, remainder="keep", shuffle=True, seed=2012, rank=0,
         world=1, start=10, epochs=90, end=0, window=0, fingerprint="f00d", identity=b"", transport="arena",
-        receiver="tcp://trainer:5556", side="/run/trainer",
+        receiver="tcp://trainer:5556", side="/run/trainer", worker=PEER,
     ),
     Progress(stream=STREAM, consumed=10, arrived=(11, 13)),
     Close(stream=STREAM),

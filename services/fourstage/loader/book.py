@@ -42,10 +42,11 @@ class Batch:
 class Book:
     """A stream: its window of batches, and those of each kind."""
 
-    def __init__(self, *, start: int, end: int, window: int, identity: bytes) -> None:
-        """window: in batches, 0: sized by ``credits``."""
+    def __init__(self, *, start: int, end: int, window: int, identity: bytes, only: Worker | None) -> None:
+        """window: in batches, 0: sized by ``credits``. only: who alone is given leases; None: anybody."""
         self.end = end
         self.identity = identity
+        self.only = only
         self.consumed = start
         self.credits = 0
         """Slots that all workers have for this stream."""

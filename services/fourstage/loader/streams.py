@@ -105,6 +105,8 @@ def open_stream(store: Store, spec: Open, client: bytes, memory: int) -> LoaderS
         )
     if spec.rank >= spec.world:
         raise SettingsError(f"rank {spec.rank} of a world of {spec.world}")
+    if len(spec.worker) not in (0, 16):
+        raise SettingsError(f"the only worker is named by {len(spec.worker)} bytes, not by 16")
     split = store.split(spec.split)
     plan = BatchPlan(len(split), spec.batch_size, spec.remainder, spec.rank, spec.world)
     last = spec.epochs * plan.batches_per_epoch

@@ -49,5 +49,5 @@ def request(settings: Settings, *, split: str, view: Kind, shuffle: bool | None,
         batch_size=settings.batch_size, remainder=settings.remainder,
         shuffle=view == "random" if shuffle is None else shuffle, seed=settings.seed, rank=rank, world=world,
         start=0, epochs=EPOCHS, end=0, window=0 if settings.window == "auto" else settings.window, fingerprint="",
-        identity=b"", transport=settings.transport, receiver="", side="",
+        identity=b"", transport=settings.transport, receiver="", side="", worker=b"",
     )  # fmt: skip

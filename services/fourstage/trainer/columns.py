@@ -23,8 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-COLUMNS = 2
-"""Halves of the kernels, one for each GPU of the paper."""
+from fourstage.trainer.layout import COLUMNS
 
 _ON_FIRST = "fc8"
 _NOTHING = (0,)

@@ -18,6 +18,7 @@ from torch import Tensor
 from fourstage.errors import FourstageError
 from fourstage.process import StopFlag
 from fourstage.telemetry import StageMeter
+from fourstage.trainer.encoded import PixelDecoder
 from fourstage.trainer.finish import Finish
 from fourstage.trainer.inbox import FeedBatch
 from fourstage.trainer.receipt import pixel_digests, sample_digests
@@ -33,7 +34,7 @@ class DeviceBatch:
     """A batch on the device.
 
     images: float32 (rows, 3, crop, crop), channels_last; labels: int64 (rows,); both belong to a buffer that is
-    used again after ``CopyStage.recycle``
+    used again after ``CopyStage.recycle``. Without a finish step both are empty.
     """
 
     batch: FeedBatch
@@ -60,9 +61,10 @@ class CopyStage:
         meter: StageMeter,
         label: str,
         copy_seconds: float = 0.0,
+        decoder: PixelDecoder | None = None,
     ) -> None:
         """finish None: nothing is made of the pixels. copy_seconds: of a simulated copy; as after a real one the slot
-        is free."""
+        is free. decoder: of batches that come as JPEG bytes."""
         self._inbox = inbox
         self._finish = finish
         self._device = device
@@ -71,9 +73,16 @@ class CopyStage:
         self._copy_seconds = copy_seconds
         shape = (rows if finish else 0, crop, crop, 3)
         self._images = [torch.empty(shape, dtype=torch.float32, device=device) for _ in range(_BUFFERS)]
+        self._no_labels = torch.empty(0, dtype=torch.int64)
         self._upload: Upload | None = None
         if device.type == "cuda" and finish is not None:
-            self._upload = Upload(finish, rows=rows, crop=crop, buffers=_BUFFERS, device=device, meter=meter)
+            self._upload = Upload(
+                finish, rows=rows, crop=crop, buffers=_BUFFERS, device=device, meter=meter, decoder=decoder
+            )
+        self._decoder = decoder if self._upload is None else None
+        self._decoded = torch.empty((rows if self._decoder else 0, crop, crop, 3), dtype=torch.uint8)
+        """On the host: what the finish step reads of a batch that was decoded here."""
+        self._image_bytes = 3 * crop * crop
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for buffer in range(_BUFFERS):
             self._free.put(buffer)
@@ -142,29 +151,31 @@ class CopyStage:
         if batch is None:
             self._free.put(buffer)
             return None
-        samples = sample_digests(batch, pixel_digests(batch.pixels) if self._digest_pixels else b"")
-        size = batch.pixels.nbytes
         rows = len(batch.keys)
+        if self._decoder is not None:
+            self._decoder(batch, self._decoded[:rows])
+            batch.pixels = self._decoded[:rows].numpy()
+        samples = sample_digests(batch, pixel_digests(batch.pixels) if self._digest_pixels else b"")
         images, labels, ready = self._fill(buffer, batch)
         if self._copy_seconds:
             time.sleep(max(0.0, began + self._copy_seconds - time.monotonic()))
         if self._finish is None:
             batch.release()
         ended = time.monotonic()
-        self._meter.done(ended - began, items=rows, size=size)
+        self._meter.done(ended - began, items=rows, size=rows * self._image_bytes)
         batch.passage.copied_from, batch.passage.copied_to = began, ended
         return DeviceBatch(batch, samples, images, labels, ready, buffer)
 
     def _fill(self, buffer: int, batch: FeedBatch) -> "tuple[Tensor, Tensor, torch.cuda.Event | None]":
+        if self._finish is None:
+            return self._images[buffer], self._no_labels, None
         out = self._images[buffer][: len(batch.keys)]
-        images = out.permute(0, 3, 1, 2)
         if self._upload is not None:
             labels, ready = self._upload(buffer, batch, slot_tensor(batch.pixels), out)
-            return images, labels, ready
-        if self._finish is not None:
-            self._finish(batch.pixels, batch.offsets, batch.reflections, batch.shifts, out, epoch=batch.place.epoch)
-            batch.release()
-        return images, torch.from_numpy(batch.labels.astype(np.int64)), None
+            return out.permute(0, 3, 1, 2), labels, ready
+        self._finish(batch.pixels, batch.offsets, batch.reflections, batch.shifts, out, epoch=batch.place.epoch)
+        batch.release()
+        return out.permute(0, 3, 1, 2), torch.from_numpy(batch.labels.astype(np.int64)), None
 
 
 class _Writable:

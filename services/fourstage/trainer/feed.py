@@ -25,6 +25,7 @@ from fourstage.process import socket_path
 from fourstage.telemetry import Telemetry
 from fourstage.trace import Passage
 from fourstage.trainer.addresses import receiver_addresses
+from fourstage.trainer.encoded import Decoding
 from fourstage.trainer.inbox import Inbox
 from fourstage.wire import side
 from fourstage.wire.door import Door, Introduced
@@ -40,6 +41,7 @@ from fourstage.wire.messages import (
     Opened,
     Progress,
     Stages,
+    Times,
     Welcome,
     Who,
 )  # fmt: skip
@@ -52,6 +54,11 @@ LOADER_PATIENCE_SECONDS = 60.0
 """A loader that stays away for this long ends the run; restarting one takes seconds."""
 _LARGEST_BATCH = 1 << 31
 _TURN_SECONDS = 0.2
+_LONGEST_SETTLE_SECONDS = 0.008
+_SETTLES_OF_A_BATCH = 4
+"""Peers are told of a change a quarter of the time later that one augmenter takes for a batch: one that comes, gives
+its slot back and is used by then costs one waking and one message to each of them, not three. The augmenter has
+another slot meanwhile."""
 _AWAY_SECONDS = 2.0
 """A loader that is restarted at once is found again sooner."""
 
@@ -64,6 +71,8 @@ class _Source:
     peer: Peer = b""
     session: int = 0
     seen: int = 0
+    came: float = 0.0
+    """When its last batch came, in monotonic seconds."""
     arena: Arena | None = None
     held: set[int] = field(default_factory=set)
 
@@ -82,8 +91,10 @@ class Feed:
         telemetry: Telemetry | None = None,
         patience: float = LOADER_PATIENCE_SECONDS,
         security: Security | None = None,
+        decoding: Decoding | None = None,
     ) -> None:
-        """Bind the receiving socket. address: the loader's. patience: seconds that it may be away."""
+        """Bind the receiving socket. address: the loader's. patience: seconds that it may be away. decoding: where this
+        trainer decodes its streams' images itself."""
         self.stages: Stages | None = None
         """The loader's last heartbeat."""
         self.on_the_way = {"to-augmenter": 0.0, "to-trainer": 0.0}
@@ -107,6 +118,7 @@ class Feed:
             self._waiter.add(source)
         self._door: Door[tuple[bytes, bytes]] = Door(socket_path(sockets, "trainer"), self._waiter)
         self._link = LoaderLink(address, role="trainer", name=name, waiter=self._waiter, security=security)
+        self._taker = decoding.taker(self._waiter) if decoding else None
         self._lock = threading.Lock()
         self._to_open: list[Inbox] = []
         self._to_close: list[Inbox] = []
@@ -116,7 +128,12 @@ class Feed:
         self._known: dict[Peer, Hello] = {}
         self._told: dict[bytes, tuple[int, tuple[int, ...]]] = {}
         self._early: list[tuple[Peer, Message | PeerError, list[Payload]]] = []
+        self._dirty: set[tuple[bytes, bytes]] = set()
+        """Sources of whose holdings something is to be told."""
         self._next_beat = 0.0
+        self._settle = 0.0
+        self._tell_at: float | None = None
+        """When changes are told; None: there are none."""
         self._stopping = False
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
@@ -133,11 +150,12 @@ class Feed:
         return self.stages.waiting if self.stages else ""
 
     def open(self, spec: Open) -> Inbox:
-        """Open a stream; receiver and side are filled in here."""
+        """Open a stream; receiver, side and worker are filled in here."""
         spec = dataclasses.replace(
-            spec, stream=secrets.token_bytes(16), receiver=self._advertised, side=os.fspath(self._door.path)
-        )
-        inbox = Inbox(spec, self._poke)
+            spec, stream=secrets.token_bytes(16), receiver=self._advertised, side=os.fspath(self._door.path),
+            worker=self._taker.peer if self._taker else b"",
+        )  # fmt: skip
+        inbox = Inbox(spec, self._poke_soon)
         with self._lock:
             if self._failure is not None:
                 inbox.fail(_as_error(self._failure))
@@ -163,6 +181,11 @@ class Feed:
             if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
 
+    def _poke_soon(self) -> None:
+        """Something is to be told: by the next telling, if one is due anyway."""
+        if self._tell_at is None:
+            self._poke()
+
     # The feed's thread
 
     def _run(self) -> None:
@@ -181,7 +204,10 @@ class Feed:
             self._shut()
 
     def _turn(self) -> None:
-        readable = self._waiter.wait(min(_TURN_SECONDS, self._link.heartbeat))
+        patience = min(_TURN_SECONDS, self._link.patience)
+        if self._tell_at is not None:
+            patience = min(patience, max(0.0, self._tell_at - time.monotonic()))
+        readable = self._waiter.wait(patience)
         now = time.monotonic()
         if self._wake in readable:
             os.eventfd_read(self._wake)
@@ -198,24 +224,43 @@ class Feed:
                 f"no loader answers at {self._address} since {now - self._link.lost_since:.0f} s",
                 hint=self._link.trouble or "start one with fourstage loader, or correct loader.address",
             )
-        dirty = set()
+        came = self._take_batches()
+        if self._taker is not None:
+            came |= self._taker.turn(now, self._inboxes, self._passage)
+        beat = now >= self._next_beat
+        if beat or (self._tell_at is not None and now >= self._tell_at):
+            # Before anything is looked at: what changes from here on asks for the next telling.
+            self._tell_at = None
+            self._tell(beat)
+            if beat:
+                self._next_beat = now + self._link.heartbeat
+        elif self._tell_at is None and (came or self._wake in readable):
+            self._tell_at = now + self._settle
+
+    def _take_batches(self) -> bool:
+        """Hear the augmenters; whether anything came."""
         early, self._early = self._early, []
+        came = False
         for peer, arrival, payload in chain(early, iter(self._socket.receive, None)):
+            came = True
             if (touched := self._on_augmenter(peer, arrival, payload)) is not None:
-                dirty.add(touched)
+                self._dirty.add(touched)
+        return came
+
+    def _tell(self, beat: bool) -> None:
+        """Say what has changed, or with the heartbeat everything: to augmenters what is held of theirs, to the loader
+        how far each stream is."""
         for uuid, inbox in self._inboxes.items():
             for batch in inbox.released():
                 if source := self._sources.get((batch.source, uuid)):
                     source.held.discard(batch.seq)
                     if source.held or source.peer:
-                        dirty.add((batch.source, uuid))
+                        self._dirty.add((batch.source, uuid))
                     else:
                         self._drop_source((batch.source, uuid))
-        beat = now >= self._next_beat
-        if beat:
-            self._next_beat = now + self._link.heartbeat
-        for key, source in list(self._sources.items()):
-            if beat or key in dirty:
+        dirty, self._dirty = self._dirty, set()
+        for key in list(self._sources) if beat else dirty:
+            if source := self._sources.get(key):
                 self._send_holds(key, source)
         for inbox in self._inboxes.values():
             self._send_progress(inbox, beat)
@@ -307,18 +352,17 @@ class Feed:
                 if self._telemetry:
                     self._telemetry.counter("fourstage_duplicates_dropped_total").inc()
             return key
-        passage = self._passage(hello, message)
+        passage = self._passage(hello.name, message.times)
         batch = inbox.unpack(message, payload, source.arena, worker=hello.peer, passage=passage)
         source.held.add(message.seq)
         inbox.put(batch)
         # Its release, or the next heartbeat, acknowledges it as well: one message less a batch.
         return None
 
-    def _passage(self, hello: Hello, message: Batch) -> Passage:
+    def _passage(self, worker: str, times: Times) -> Passage:
         """A batch's way to here, and the seconds that it was between two processes."""
         now, offset = time.monotonic(), self._link.clock_offset
-        times = message.times
-        passage = Passage(hello.name.removesuffix(self._here), times, offset, arrived=now)
+        passage = Passage(worker.removesuffix(self._here), times, offset, arrived=now)
         if times.leased and times.received:
             self._took("to-augmenter", times.received - times.leased)
         if times.sent:
@@ -406,6 +450,8 @@ class Feed:
             inbox.close()
             self._link.send(Close(inbox.spec.stream))
         self._link.close()
+        if self._taker is not None:
+            self._taker.close()
         for key in list(self._sources):
             self._drop_source(key)
         self._door.close()

@@ -1,15 +1,9 @@
-"""The processes of one training: which part of the network and of each batch is whose, and how they reach one another.
-
-``columns`` gives each of two processes half of the kernels (paper, section 3.2); ``data`` gives each a share of every
-batch; replicas of column pairs do both. Ranks count columns first: 0 and 1 are the columns of the first replica.
-"""
+"""How the processes of one training reach one another; ``layout`` says whose part is whose."""
 
 import datetime
 import logging
 import os
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -17,10 +11,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from fourstage.errors import FourstageError, SettingsError
+from fourstage.errors import FourstageError
 from fourstage.process import StopFlag
-from fourstage.settings import Settings
-from fourstage.trainer.columns import COLUMNS, Column
+from fourstage.trainer.columns import Column
+from fourstage.trainer.layout import COLUMNS, Layout
 from fourstage.trainer.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -28,51 +22,6 @@ log = logging.getLogger(__name__)
 _NEVER = datetime.timedelta(days=30)
 """Of collective calls: whoever waits for data may wait for long, and ``Watch`` knows who is dead."""
 _TEXT_BYTES = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """One process's place among ``world``. columns: processes that share one network, 1 or 2."""
-
-    rank: int = 0
-    world: int = 1
-    columns: int = 1
-
-    @property
-    def column(self) -> int:
-        """Which half of the kernels is this process's."""
-        return self.rank % self.columns
-
-    @property
-    def replica(self) -> int:
-        """Which share of each batch is this process's."""
-        return self.rank // self.columns
-
-    @property
-    def replicas(self) -> int:
-        """Shares that each batch is cut into."""
-        return self.world // self.columns
-
-
-def layout(settings: Settings, environment: Mapping[str, str]) -> Layout:
-    """This process's place, from the variables that torchrun sets (RANK, WORLD_SIZE).
-
-    Raises SettingsError where they do not fit the settings.
-    """
-    rank, world = int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
-    hint = "start them by torchrun --nproc-per-node N -m fourstage trainer, or all of it by fourstage run"
-    if settings.parallel == "none":
-        if world > 1:
-            raise SettingsError(
-                f"{world} trainers were started, parallel = 'none' takes one", hint="set parallel to columns or data"
-            )
-        return Layout()
-    columns = COLUMNS if settings.parallel == "columns" else 1
-    if world % columns or world < columns * (settings.replicas or 1):
-        raise SettingsError(f"parallel = {settings.parallel!r} with {world} trainers", hint=hint)
-    if settings.replicas is not None and world != columns * settings.replicas:
-        raise SettingsError(f"replicas = {settings.replicas} with {world} trainers", hint=hint)
-    return Layout(rank, world, columns)
 
 
 class Group:

@@ -15,6 +15,7 @@ from fourstage.arena import Arena
 from fourstage.errors import FourstageError, PeerError
 from fourstage.order import BatchPlan, Order, Place
 from fourstage.trace import Passage
+from fourstage.trainer.encoded import Encoded
 from fourstage.wire.codec import decode_body
 from fourstage.wire.messages import Batch, Open, Opened, Samples
 
@@ -45,6 +46,8 @@ class FeedBatch:
     arena: Arena | None = None
     """Where the pixels lie; None: they came inline."""
     slot: int = -1
+    encoded: Encoded | None = None
+    """The images, where this trainer is to decode them: ``pixels`` are empty until it has."""
 
     def release(self) -> None:
         """Nobody reads ``pixels`` any more: its slot may be used again."""
@@ -190,7 +193,7 @@ class Inbox:
         if not 2 <= len(payload) <= 3:
             raise PeerError(f"batch with {len(payload)} payloads")
         samples = decode_body(Samples, payload[0])
-        indices, labels = self._check(message, samples)
+        indices, labels = self.check(message, samples)
         draws = Draws.unpack(payload[1], message.rows)
         crop = self.spec.view.crop
         size = message.rows * crop * crop * 3
@@ -255,7 +258,7 @@ class Inbox:
             self._ready.clear()
             self._condition.notify_all()
 
-    def _check(self, message: Batch, samples: Samples) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    def check(self, message: Batch, samples: Samples) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """Indices and labels of a batch. Raises PeerError where they are not what the order says."""
         if self.info is None:
             raise PeerError("batch before the stream was opened")
@@ -268,7 +271,7 @@ class Inbox:
             raise PeerError(
                 f"batch {message.seq} has {message.rows} rows and {len(samples.keys)} keys, expected {place.rows}"
             )
-        if not np.array_equal(indices, self.info.order.indices(message.seq)):
+        if samples.indices != self.info.order.indices(message.seq).astype("<i8").tobytes():
             raise PeerError(f"batch {message.seq} is not made of the samples that the order says")
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.info.opened.classes):
             raise PeerError(f"batch {message.seq} has labels from {labels.min()} to {labels.max()}")

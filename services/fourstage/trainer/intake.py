@@ -5,16 +5,17 @@ lies; its own slots and the second's mapping are the same memory.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from fourstage.errors import FourstageError
+from fourstage.errors import CheckpointError, FourstageError
 from fourstage.process import StopFlag
 from fourstage.settings import Settings
 from fourstage.telemetry import Telemetry
+from fourstage.trainer.encoded import Decoding
 from fourstage.trainer.feed import Feed
-from fourstage.trainer.group import Group
 from fourstage.trainer.inbox import StreamInfo
+from fourstage.trainer.layout import Layout
 from fourstage.trainer.relay import Batches, RelayedInbox, RelayingInbox, connect, listen
 from fourstage.wire.messages import Open, Stages
 from fourstage.wire.security import load
@@ -27,17 +28,19 @@ class Intake:
     """Opens streams, and knows what the loader says of the stages before this one."""
 
     def __init__(
-        self, settings: Settings, group: Group, *, name: str, sockets: Path, telemetry: Telemetry, stop: StopFlag
-    ) -> None:
-        """A second column binds nothing: it never speaks to loader or augmenters."""
+        self, settings: Settings, place: Layout, *, name: str, sockets: Path, telemetry: Telemetry, stop: StopFlag,
+        decoding: Decoding | None = None,
+    ) -> None:  # fmt: skip
+        """A second column binds nothing: it never speaks to loader or augmenters. decoding: of a trainer that does."""
         self._settings = settings
-        self._group = group
+        self._place = place
         self._sockets = sockets
         self._telemetry = telemetry
         self._stop = stop
+        self._decoding = decoding
         self._streams: list[Batches] = []
         self._feed: Feed | None = None
-        if group.layout.column == 0:
+        if place.column == 0:
             self._feed = Feed(
                 settings.loader.address,
                 name=name,
@@ -46,6 +49,7 @@ class Intake:
                 receiver_bind=settings.receiver_bind,
                 telemetry=telemetry,
                 security=load(settings.keys, "trainer"),
+                decoding=decoding,
             )
 
     @property
@@ -63,12 +67,21 @@ class Intake:
         """Seconds that batches were between two processes, by way; nothing on a second column."""
         return self._feed.on_the_way if self._feed else {}
 
-    def open(self, spec: Open) -> tuple[Batches, StreamInfo]:
+    def open(self, spec: Open, tell: Callable[[str], list[str]]) -> tuple[Batches, StreamInfo]:
         """Open a stream and wait for the loader's answer; all trainers open the same ones in the same order.
 
-        Raises FourstageError where the loader refuses or no loader answers.
+        tell: gives every trainer's text to all of them
+
+        Raises FourstageError where the loader refuses or no loader answers, CheckpointError where the stream wants
+        other pixels than this trainer decodes.
         """
-        stream = self._stream(spec)
+        if self._decoding is not None and spec.identity not in (b"", self._decoding.identity):
+            raise CheckpointError(
+                f"the run began with pixels of identity {spec.identity.hex()}, this trainer decodes to "
+                f"{self._decoding.identity.hex()}",
+                hint="resume with the decode and the device that it began with",
+            )
+        stream = self._stream(spec, tell)
         self._streams.append(stream)
         return stream, self._opened(stream)
 
@@ -79,12 +92,12 @@ class Intake:
         if self._feed is not None:
             self._feed.close()
 
-    def _stream(self, spec: Open) -> Batches:
-        place = self._group.layout
+    def _stream(self, spec: Open, tell: Callable[[str], list[str]]) -> Batches:
+        place = self._place
         if place.columns == 1 and self._feed is not None:
             return self._feed.open(spec)
         listener = listen(self._sockets) if self._feed is not None else None
-        paths = self._group.tell(str(listener.path) if listener else "")
+        paths = tell(str(listener.path) if listener else "")
         if self._feed is not None and listener is not None:
             return RelayingInbox(self._feed.open(spec), listener)
         return RelayedInbox(connect(Path(paths[place.rank - place.column]), _CONNECT_SECONDS), spec)

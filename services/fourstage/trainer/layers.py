@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fourstage.trainer.columns import COLUMNS, Column, slice_of, whole_shape
+from fourstage.trainer.columns import Column, slice_of, whole_shape
+from fourstage.trainer.layout import COLUMNS
 
 _DROPOUT_STREAM = int.from_bytes(b"dropout\0", "big")
 _UNITS_PER_BLOCK = 16

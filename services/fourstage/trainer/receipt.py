@@ -55,13 +55,16 @@ def sample_digests(batch: Rows, pixels: bytes) -> bytes:
     records["index"], records["label"] = batch.indices, batch.labels
     records["offsets"], records["reflection"], records["shift"] = batch.offsets, batch.reflections, batch.shifts
     raw, size = records.tobytes(), _RECORD.itemsize
-    width = len(pixels) // len(batch.keys) if batch.keys else 0
+    parts = [raw[at : at + size] for at in range(0, len(raw), size)]
+    if pixels:
+        width = len(pixels) // len(parts)
+        parts = [part + pixels[row * width : (row + 1) * width] for row, part in enumerate(parts)]
+    blake2b = hashlib.blake2b
     return b"".join(
-        hashlib.blake2b(
-            key.encode() + raw[row * size : (row + 1) * size] + pixels[row * width : (row + 1) * width],
-            digest_size=DIGEST_BYTES,
-        ).digest()
-        for row, key in enumerate(batch.keys)
+        [
+            blake2b(key.encode() + part, digest_size=DIGEST_BYTES).digest()
+            for key, part in zip(batch.keys, parts, strict=True)
+        ]
     )
 
 

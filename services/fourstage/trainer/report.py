@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fourstage import rundir
 from fourstage.metrics import BOTTLENECKS, RUN_STATES
@@ -35,6 +35,7 @@ class Report:
         *,
         rank: int,
         replicas: int,
+        decode: Literal["augmenter", "device"],
         telemetry: Telemetry,
         copy: StageMeter,
         train: StageMeter,
@@ -50,6 +51,7 @@ class Report:
         self._end = end
         self._rank = str(rank)
         self._replicas = replicas
+        self._decode = decode
         self._steps, self._epochs, self._receipt = (
             rundir.Lines(run_dir / name if run_dir else None) for name in (rundir.STEPS, rundir.EPOCHS, rundir.RECEIPT)
         )
@@ -187,6 +189,7 @@ class Report:
                 "seconds": round(now - self._began, 1),
                 "seconds_left": round((self._end - step) / steps_per_second, 1) if steps_per_second else None,
                 "augmenters": stages.augmenters if stages else 0,
+                "decode": self._decode,
                 "window": stages.window if stages else 0,
                 "queues": {
                     "loaded": stages.loaded if stages else 0,
@@ -274,7 +277,7 @@ class Report:
         stages = self.stages
         return judge(
             before, after, augmenters=stages.augmenters if stages else 0, replicas=self._replicas,
-            waiting=waiting,
+            waiting=waiting, decodes=self._decode == "device",
         )  # fmt: skip
 
     def _say(self, verdict: Verdict, state: str, now: float) -> None:

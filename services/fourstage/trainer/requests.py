@@ -1,7 +1,7 @@
 """What a trainer asks of the loader: the training stream and the validation stream."""
 
 from fourstage.settings import Settings
-from fourstage.trainer.group import Layout
+from fourstage.trainer.layout import Layout
 from fourstage.views import view_of
 from fourstage.wire.messages import Open
 
@@ -13,7 +13,7 @@ def train_request(settings: Settings, place: Layout, *, start: int, fingerprint:
         batch_size=settings.batch_size, remainder=settings.remainder, shuffle=True, seed=settings.seed,
         rank=place.replica, world=place.replicas, start=start, epochs=settings.train.epochs,
         end=settings.train.max_steps or 0, window=0 if settings.window == "auto" else settings.window,
-        fingerprint=fingerprint, identity=identity, transport=settings.transport, receiver="", side="",
+        fingerprint=fingerprint, identity=identity, transport=settings.transport, receiver="", side="", worker=b"",
     )  # fmt: skip
 
 
@@ -23,5 +23,5 @@ def validation_request(settings: Settings, place: Layout, fingerprint: str, *, e
         stream=bytes(16), split=settings.validation_split, view=view_of(settings, "centre"),
         batch_size=settings.validation_batch or settings.batch_size, remainder="keep", shuffle=False,
         seed=settings.seed, rank=place.replica, world=place.replicas, start=0, epochs=epochs, end=0, window=0,
-        fingerprint=fingerprint, identity=b"", transport=settings.transport, receiver="", side="",
+        fingerprint=fingerprint, identity=b"", transport=settings.transport, receiver="", side="", worker=b"",
     )  # fmt: skip

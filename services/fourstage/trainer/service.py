@@ -18,6 +18,7 @@ from fourstage.trace import Trace
 from fourstage.trainer import checkpoint
 from fourstage.trainer.copy import CopyStage, DeviceBatch
 from fourstage.trainer.council import Decision, Vote, decide
+from fourstage.trainer.encoded import Decoding
 from fourstage.trainer.evaluate import ErrorRates
 from fourstage.trainer.finish import Finish
 from fourstage.trainer.group import Group
@@ -49,13 +50,14 @@ class TrainerService:
         *,
         group: Group,
         device: torch.device,
+        intake: Intake,
+        decoding: Decoding | None,
         name: str,
-        sockets: Path,
         resume: bool,
         telemetry: Telemetry,
         stop: StopFlag,
     ) -> None:
-        """Open the streams, build the network. device: as ``choose_device`` prepared it.
+        """Open the streams, build the network. device: as ``choose_device`` prepared it. ``close`` closes the intake.
 
         Raises FourstageErrors of every kind.
         """
@@ -69,17 +71,19 @@ class TrainerService:
         self._trace = Trace(run_dir, rank=group.layout.rank, name=name, always=settings.trace)
         self._stop = stop
         self._device = device
+        self._decoding = decoding
         saved = last_checkpoint(settings, run_dir) if resume else None
         state = saved.state if saved else None
         self._step = self._saved_step = state.step if state else 0
         self._check_agreement()
-        self._intake = Intake(settings, group, name=name, sockets=sockets, telemetry=telemetry, stop=stop)
-        self._batches, self._info = self._intake.open(
+        self._intake = intake
+        self._batches, self._info = intake.open(
             train_request(
                 settings, self._place, start=self._step,
                 fingerprint=state.store_fingerprint if state else "",
                 identity=bytes.fromhex(state.identity) if state else b"",
-            )
+            ),
+            group.tell,
         )  # fmt: skip
         samples = self._info.opened.samples
         self._plan = BatchPlan(samples, settings.batch_size, settings.remainder)
@@ -93,7 +97,7 @@ class TrainerService:
             request = validation_request(
                 settings, self._place, self._info.opened.fingerprint, epochs=settings.train.epochs + 1
             )
-            self._validation = self._intake.open(request)
+            self._validation = intake.open(request, group.tell)
         self._receipt = Receipt.from_state(state.receipt, settings.receipt) if state else Receipt(settings.receipt)
         self._schedule = Schedule.from_state(settings.train, state.schedule if state else {})
         self._learner = make_learner(settings, classes=len(self._info.opened.classes), device=device, group=group)
@@ -114,6 +118,7 @@ class TrainerService:
             run_dir if self._leads else None,
             rank=self._place.rank,
             replicas=self._place.replicas,
+            decode=settings.decode,
             telemetry=telemetry,
             copy=copy_meter,
             train=self._meter,
@@ -377,4 +382,5 @@ class TrainerService:
             meter=meter,
             label=batches.spec.split,
             copy_seconds=settings.train.copy_seconds,
+            decoder=self._decoding.decoder() if self._decoding else None,
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fourstage.telemetry import StageMeter
+from fourstage.trainer.encoded import PixelDecoder
 from fourstage.trainer.finish import Finish
 from fourstage.trainer.inbox import FeedBatch
 from fourstage.trainer.registration import Registrations, cuda_runtime
@@ -17,10 +18,13 @@ class Upload:
     """Called from the copy stage's thread; ``trained`` from the one that trains."""
 
     def __init__(
-        self, finish: Finish, *, rows: int, crop: int, buffers: int, device: torch.device, meter: StageMeter
-    ) -> None:
-        """rows: of the largest batch. buffers: batches that training may hold at a time, numbered from 0."""
+        self, finish: Finish, *, rows: int, crop: int, buffers: int, device: torch.device, meter: StageMeter,
+        decoder: PixelDecoder | None = None,
+    ) -> None:  # fmt: skip
+        """rows: of the largest batch. buffers: batches that training may hold at a time, numbered from 0. decoder: on
+        the device, of batches that come as JPEG bytes."""
         self._finish = finish
+        self._decoder = decoder
         self._device = device
         self._meter = meter
         self._registrations = Registrations(cuda_runtime(device))
@@ -47,20 +51,24 @@ class Upload:
     def __call__(self, buffer: int, batch: FeedBatch, pixels: Tensor, out: Tensor) -> tuple[Tensor, "torch.cuda.Event"]:
         """Upload a batch, give its slot back, finish it; returns its labels and when a stream may read both.
 
-        pixels: the batch's, uint8 (rows, crop, crop, 3) on the CPU. out: float32 of the same shape on the device,
-        what ``buffer`` holds. The labels are int64 (rows,) on the device.
+        pixels: the batch's, uint8 (rows, crop, crop, 3) on the CPU; with a decoder none. out: float32
+        (rows, crop, crop, 3) on the device, what ``buffer`` holds. The labels are int64 (rows,) on the device.
         """
         rows = len(batch.keys)
         labels = self._labels[buffer][:rows]
         self._host_labels.numpy()[:rows] = batch.labels
         with torch.cuda.stream(self._stream):
             with self._registrations.reading(batch.arena) as registered:
-                self._pixels[:rows].copy_(pixels if registered else self._staged(pixels), non_blocking=True)
+                if self._decoder is not None:
+                    self._decoder(batch, self._pixels[:rows])
+                else:
+                    self._pixels[:rows].copy_(pixels if registered else self._staged(pixels), non_blocking=True)
                 labels.copy_(self._host_labels[:rows], non_blocking=True)
                 self._uploaded.record(self._stream)
                 # PyTorch guards only memory that it locked itself: our own event says when the slot was read.
                 self._uploaded.synchronize()
-            self._meter.uploaded("registered" if registered else "staged", pixels.nbytes)
+            if self._decoder is None:
+                self._meter.uploaded("registered" if registered else "staged", pixels.nbytes)
             batch.release()
             self._finish(
                 self._pixels[:rows], batch.offsets, batch.reflections, batch.shifts, out, epoch=batch.place.epoch

@@ -159,6 +159,8 @@ class Open:
     """Where augmenters send the batches."""
     side: Text
     """Path of the Unix socket where augmenters hand their arenas over."""
+    worker: Annotated[bytes, Field(max_length=16)]
+    """The only augmenter that is given leases, by its 16 bytes: the trainer's own. Empty: any."""
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)

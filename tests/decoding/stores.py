@@ -1,0 +1,26 @@
+"""Stores with an image that cannot be decoded, though its checksum is right."""
+
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from fourstage.store import open_store
+from fourstage.store.index import index_bytes
+
+_CUT = 100
+
+
+def with_a_truncated_image(store: Path, number: int) -> str:
+    """Let a training image end a hundred bytes early, as the store's own index has it; its key."""
+    split = open_store(store).split("train")
+    records = np.array(split.records)
+    keys = split.keys(np.arange(len(records)))
+    record = records[number]
+    size = int(record["size"]) - _CUT
+    with split.shards[int(record["shard"])].open("rb") as shard:
+        shard.seek(int(record["offset"]))
+        jpeg = shard.read(size)
+    records[number]["size"], records[number]["checksum"] = size, xxhash.xxh3_64_intdigest(jpeg)
+    (store / "train.index").write_bytes(index_bytes(records, keys))
+    return keys[number]
