@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -89,6 +90,17 @@ def test_an_unknown_page_and_a_taken_port(served: tuple[Role, Telemetry, str]) -
         Telemetry("loader", MetricsSettings(port=port), "1").serve()
 
 
+def test_pages_close_at_once_and_their_port_is_free(served: tuple[Role, Telemetry, str]) -> None:
+    _, process, page = served
+    get(f"{page}/healthz")
+    began = time.monotonic()
+    process.close()
+    # A web server that looks for its end now and then would take half a second.
+    assert time.monotonic() - began < 0.3
+    with pytest.raises(urllib.error.URLError):
+        get(f"{page}/healthz")
+
+
 def test_the_file_that_says_that_the_loop_turns_is_touched_while_it_does(tmp_path: Path) -> None:
     alive = tmp_path / "alive"
     process = Telemetry("loader", MetricsSettings(alive_file=str(alive)), "1")
@@ -100,7 +112,8 @@ def test_the_file_that_says_that_the_loop_turns_is_touched_while_it_does(tmp_pat
 def test_a_process_whose_loop_hangs_ends_itself_and_says_why() -> None:
     program = """
 from fourstage.settings import MetricsSettings
-from fourstage.telemetry import Telemetry, configure_logging
+from fourstage.logs import configure_logging
+from fourstage.telemetry import Telemetry
 import threading
 configure_logging("loader")
 Telemetry("loader", MetricsSettings(watchdog_seconds=0.3), "1").serve()

@@ -1,5 +1,10 @@
-"""``python -m fourstage`` is the ``fourstage`` command."""
+"""``python -m fourstage`` is the ``fourstage`` command; an engine starts its services by it as well."""
 
-from fourstage.cli import main
+import sys
+
+if "--lifeline" in sys.argv:
+    from fourstage.engine.child import main
+else:
+    from fourstage.cli import main
 
 main()

@@ -7,17 +7,22 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import fourstage
 from fourstage import rundir
+from fourstage.logs import configure_logging
 from fourstage.metrics import Role
 from fourstage.process import ORPHANED, StopFlag, sockets_folder
 from fourstage.settings import MetricsSettings, Settings
-from fourstage.telemetry import Telemetry, configure_logging
+from fourstage.telemetry import Telemetry
 from fourstage.wire.security import load
+
+if TYPE_CHECKING:
+    from fourstage.decoding import DeviceDecoding
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +87,7 @@ def run_loader(launch: Launch, store_path: Path) -> int:
         try:
             configured = launch.settings.loader.address
             if configured.startswith("file:"):
-                rundir.write_whole(Path(configured.removeprefix("file:")), service.address + "\n")
+                rundir.write_whole(Path(configured.removeprefix("file:")), service.address + "\n", durable=False)
             log.info("serving %s at %s", store_path, service.address)
             announce(launch, base, "loader", address=service.address)
             service.run()
@@ -119,31 +124,51 @@ def run_trainer(launch: Launch, run_dir: Path, *, resume: bool) -> int:
     takes anything else for a failure; ``summary.json`` says which it was.
     """
     from fourstage.trainer.device import choose_device
-    from fourstage.trainer.group import Group, layout
+    from fourstage.trainer.group import Group
+    from fourstage.trainer.intake import Intake
+    from fourstage.trainer.layout import layout
     from fourstage.trainer.service import TrainerService
 
-    place = layout(launch.settings, os.environ)
+    settings = launch.settings
+    place = layout(settings, os.environ)
     name = "trainer" if place.world == 1 else f"trainer-{place.rank}"
     with started("trainer", name, launch) as base:
         announce(launch, base, name)
-        device = choose_device(launch.settings)
-        with Group(place, device, base.stop) as group:
-            service = TrainerService(
-                launch.settings,
-                run_dir,
-                group=group,
-                device=device,
-                name=name,
-                sockets=base.sockets,
-                resume=resume,
-                telemetry=base.telemetry,
-                stop=base.stop,
-            )
-            try:
-                state = service.run()
-            finally:
-                service.close()
+        decoding = _decoding(settings, name, base.telemetry)
+        intake = Intake(
+            settings, place, name=name, sockets=base.sockets, telemetry=base.telemetry, stop=base.stop,
+            decoding=decoding,
+        )  # fmt: skip
+        with closing(intake):
+            device = choose_device(settings)
+            with Group(place, device, base.stop) as group:
+                service = TrainerService(
+                    settings,
+                    run_dir,
+                    group=group,
+                    device=device,
+                    intake=intake,
+                    decoding=decoding,
+                    name=name,
+                    resume=resume,
+                    telemetry=base.telemetry,
+                    stop=base.stop,
+                )
+                try:
+                    state = service.run()
+                finally:
+                    service.close()
     return 0 if state == "done" or place.world > 1 else 130
+
+
+def _decoding(settings: Settings, name: str, telemetry: Telemetry) -> "DeviceDecoding | None":
+    """What a trainer that decodes itself needs; which pixels it makes depends on the device, so torch comes first."""
+    if settings.decode == "augmenter":
+        return None
+    from fourstage.decoding import DeviceDecoding
+    from fourstage.trainer.device import choose_device
+
+    return DeviceDecoding(settings, choose_device(settings), name=name, telemetry=telemetry)
 
 
 def _own_pages(settings: MetricsSettings, environment: Mapping[str, str]) -> MetricsSettings:
@@ -159,4 +184,4 @@ def announce(launch: Launch, base: Started, name: str, **facts: str) -> None:
     """
     if launch.announce is not None:
         path = launch.announce.with_name(f"{name}.json") if name.startswith("trainer-") else launch.announce
-        rundir.write_whole(path, json.dumps({"pid": os.getpid(), "metrics": base.page, **facts}))
+        rundir.write_whole(path, json.dumps({"pid": os.getpid(), "metrics": base.page, **facts}), durable=False)

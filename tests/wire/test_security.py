@@ -7,6 +7,8 @@ import shutil
 import signal
 import stat
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -252,6 +254,26 @@ def test_a_gate_that_does_not_do_its_work_never_opens(
         monkeypatch.setattr(Gate, "curve_user_id", lambda *_: "self-test")
     with pytest.raises(FourstageError, match=words):
         Counted(security=of(keys, "loader"))
+
+
+def test_a_stranger_that_is_refused_before_it_can_speak_does_not_hold_up_the_start(
+    keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = zmq.Socket.connect
+
+    def connect_and_be_refused(socket: "zmq.Socket[bytes]", address: str) -> None:
+        connect(socket, address)
+        time.sleep(0.5)
+
+    monkeypatch.setattr(zmq.Socket, "connect", connect_and_be_refused)
+    bound: list[Bound] = []
+    start = threading.Thread(
+        target=lambda: bound.append(Bound("tcp://127.0.0.1:0", security=of(keys, "loader"))), daemon=True
+    )
+    start.start()
+    start.join(30.0)
+    assert bound, "the self-test of the keys hangs"
+    bound[0].close()
 
 
 def test_each_refusal_is_said_once_in_a_while() -> None:

@@ -1,37 +1,49 @@
-"""Every command: parse, build, run, close.
+"""Every command: parse, build, run, close; ``ending`` says what becomes of errors.
 
-Exit 0 done, 1 failed, 2 wrong usage or settings, 130 interrupted. A failure is one line on standard error that says
-what and what to do; ``--debug`` adds the traceback.
+Only the modules of the command that is called are imported: each has what the others do without.
 """
 
 import sys
-import traceback
-from typing import Annotated
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated, NoReturn
 
 import typer
 
 from fourstage import __version__
-from fourstage.cli import keys, probe, receipts, results, roles, runs, stores
-from fourstage.engine.processes import ERROR_PREFIX
-from fourstage.errors import FourstageError
+from fourstage.ending import end_with
+from fourstage.errors import SettingsError
 
-app = typer.Typer(
-    name="fourstage",
-    help="AlexNet's four-stage pipeline as services: load, transform, copy, train.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
-for _command in (
-    stores.prepare, stores.verify, probe.probe, runs.run, runs.demo, runs.status, runs.rate, runs.trace, runs.scale,
-    results.evaluate, results.figures, receipts.batch, roles.loader, roles.augmenter, roles.trainer,
-):  # fmt: skip
-    app.command()(_command)
-app.add_typer(keys.app, name="keys")
-app.add_typer(receipts.receipt, name="receipt")
+_COMMANDS = {
+    "prepare": "stores", "verify": "stores", "probe": "probe", "run": "runs", "demo": "runs", "status": "runs",
+    "rate": "runs", "trace": "runs", "scale": "runs", "evaluate": "results", "figures": "results",
+    "batch": "receipts", "loader": "roles", "augmenter": "roles", "trainer": "roles",
+}  # fmt: skip
+"""The module of each command, which has its name there."""
+_GROUPS = {"keys": "keys", "receipt": "receipts"}
+"""The module of each group of commands."""
 
 
-@app.callback(invoke_without_command=True)
+def build(arguments: Sequence[str]) -> typer.Typer:
+    """The command line for these arguments: of the command that they begin with, else, for help, of all."""
+    app = typer.Typer(
+        name="fourstage",
+        help="AlexNet's four-stage pipeline as services: load, transform, copy, train.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+    )
+    app.callback(invoke_without_command=True)(top)
+    called = arguments[0] if arguments and arguments[0] in (*_COMMANDS, *_GROUPS) else None
+    for name, module in _COMMANDS.items():
+        if called in (None, name):
+            app.command(name)(getattr(import_module(f"fourstage.cli.{module}"), name))
+    for name, module in _GROUPS.items():
+        if called in (None, name):
+            app.add_typer(import_module(f"fourstage.cli.{module}").app, name=name)
+    return app
+
+
 def top(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
@@ -44,27 +56,21 @@ def top(
         typer.echo(context.get_help())
 
 
-def main() -> None:
-    """The entry point: runs a command and turns every error into one line and an exit code."""
-    debug = "--debug" in sys.argv
+def main() -> NoReturn:
+    """The entry point."""
+    end_with(lambda: _run(sys.argv[1:]), debug="--debug" in sys.argv)
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
-        code = app(standalone_mode=False)
-    except FourstageError as error:
-        _fail(str(error), error.exit_code, debug)
-    except (KeyboardInterrupt, typer.Abort):
-        sys.exit(130)
+        code = build(arguments)(args=arguments, standalone_mode=False)
+    except typer.Abort:
+        return 130
     except Exception as error:
-        if hasattr(error, "format_message"):
-            context = getattr(error, "ctx", None)
-            command = context.command_path if context else "fourstage"
-            _fail(f"{error.format_message().rstrip('.')}; {command} --help lists what it takes", 2, debug)
-        _fail(f"internal error: {error!r}; run again with --debug and report it", 1, debug)
+        if not hasattr(error, "format_message"):
+            raise
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "fourstage"
+        raise SettingsError(error.format_message().rstrip("."), hint=f"{command} --help lists what it takes") from error
     # Without click's standalone mode an Exit is a returned code.
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _fail(message: str, code: int, debug: bool) -> None:
-    if debug:
-        traceback.print_exc()
-    print(ERROR_PREFIX + " ".join(message.splitlines()), file=sys.stderr)  # noqa: T201
-    sys.exit(code)
+    return code if isinstance(code, int) else 0

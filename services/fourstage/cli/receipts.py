@@ -9,9 +9,9 @@ from rich.console import Console
 
 from fourstage.cli.shared import DebugOption, JsonOption, RunDirOption
 from fourstage.errors import FourstageError
-from fourstage.telemetry import configure_logging
+from fourstage.logs import configure_logging
 
-receipt = typer.Typer(help="The receipts of runs.")
+app = typer.Typer(help="The receipts of runs.")
 
 MaybeStoreOption = Annotated[
     Path | None, typer.Option("--store", help="The run's store; unset, where the run says that it was.")
@@ -61,7 +61,7 @@ def batch(
         )
 
 
-@receipt.command()
+@app.command()
 def diff(
     a: Annotated[Path, typer.Argument(metavar="A", help="Directory of a run.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Directory of another run.")],

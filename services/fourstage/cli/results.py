@@ -9,7 +9,7 @@ from rich.console import Console
 
 from fourstage.cli.shared import DebugOption, JsonOption, StoreOption, augmenter_count, say
 from fourstage.errors import FourstageError
-from fourstage.telemetry import configure_logging
+from fourstage.logs import configure_logging
 from fourstage.view import StoreBar
 
 

@@ -10,10 +10,10 @@ import typer
 from fourstage import rundir
 from fourstage.cli.shared import DebugOption, RunDirOption, SetOption, StoreOption
 from fourstage.errors import SettingsError
+from fourstage.logs import configure_logging
 from fourstage.resolve import load_settings, write_settings
 from fourstage.services import Launch, run_augmenter, run_loader, run_trainer
 from fourstage.settings import Settings
-from fourstage.telemetry import configure_logging
 from fourstage.wire.security import load
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,6 @@ SettingsOption = Annotated[
     str | None, typer.Option("--settings", help="TOML file or recipe; FOURSTAGE_* variables go over it.")
 ]
 AnnounceOption = Annotated[Path | None, typer.Option("--announce", hidden=True)]
-LifelineOption = Annotated[bool, typer.Option("--lifeline", hidden=True)]
 
 
 def loader(
@@ -30,11 +29,10 @@ def loader(
     settings: SettingsOption = None,
     set_: SetOption = None,
     announce: AnnounceOption = None,
-    lifeline: LifelineOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Stage 1 alone: serve a store to trainers and augmenters."""
-    raise typer.Exit(run_loader(_launch(settings, set_, announce, lifeline, debug), store))
+    raise typer.Exit(run_loader(_launch(settings, set_, announce, debug), store))
 
 
 def augmenter(
@@ -42,11 +40,10 @@ def augmenter(
     settings: SettingsOption = None,
     set_: SetOption = None,
     announce: AnnounceOption = None,
-    lifeline: LifelineOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Stage 2 alone: one more worker for the loader at loader.address."""
-    raise typer.Exit(run_augmenter(_launch(settings, set_, announce, lifeline, debug), name))
+    raise typer.Exit(run_augmenter(_launch(settings, set_, announce, debug), name))
 
 
 def trainer(
@@ -58,13 +55,12 @@ def trainer(
     settings: SettingsOption = None,
     set_: SetOption = None,
     announce: AnnounceOption = None,
-    lifeline: LifelineOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Stages 3 and 4 alone: train from the loader at loader.address."""
     if continue_ and resume:
         raise SettingsError("--continue with --resume", hint="--continue begins as well: leave --resume out")
-    launch = _launch(settings, set_, announce, lifeline, debug)
+    launch = _launch(settings, set_, announce, debug)
     configure_logging("trainer", debug=debug)
     if continue_ and rundir.is_done(run_dir):
         log.info("the run in %s is done: nothing is left to train; another --run-dir begins another run", run_dir)
@@ -72,7 +68,7 @@ def trainer(
     resume = resume or (continue_ and (run_dir / rundir.SETTINGS).is_file())
     # Before the run's directory is taken: wrong keys leave it as it was.
     load(launch.settings.keys, "trainer", warn=False)
-    if not lifeline and os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0":
         _take_over(run_dir, launch.settings, resume=resume)
     raise typer.Exit(run_trainer(launch, run_dir, resume=resume))
 
@@ -95,8 +91,7 @@ def _launch(
     settings: str | None,
     overrides: list[str] | None,
     announce: Path | None,
-    lifeline: bool,
     debug: bool,
 ) -> Launch:
     resolved = load_settings(settings or "alexnet", overrides=overrides or ())
-    return Launch(resolved, announce, lifeline, debug)
+    return Launch(resolved, announce, lifeline=False, debug=debug)

@@ -14,7 +14,8 @@ from fourstage.by_hand import RATE, SCALE
 from fourstage.cli.shared import DebugOption, JsonOption, RunDirOption, SetOption, StoreOption, first_augmenters, say
 from fourstage.engine.foreground import free_run_directory, run_in_foreground
 from fourstage.engine.lock import require_running
-from fourstage.resolve import load_settings
+from fourstage.errors import SettingsError
+from fourstage.resolve import load_settings, read_toml
 from fourstage.store import open_store
 from fourstage.store.manifest import MANIFEST_NAME
 from fourstage.trace import await_trace, request_trace
@@ -85,10 +86,11 @@ def demo(
             typer.echo(json.dumps({"store": os.fspath(store), "splits": splits}))
         raise typer.Exit
     settings = load_settings("demo", flags={"seed": seed, "trace": True})
+    count, _ = first_augmenters("auto" if settings.decode == "device" else "1", settings)
     run_dir = free_run_directory(run_dir)
     say(f"training the four-layer net on {store}; the run is written to {run_dir}", quiet=json_)
     code = run_in_foreground(
-        settings, store=store, run_dir=run_dir, augmenters=1, resume=False, as_json=json_, debug=debug
+        settings, store=store, run_dir=run_dir, augmenters=count, resume=False, as_json=json_, debug=debug
     )
     raise typer.Exit(code)
 
@@ -141,6 +143,8 @@ def scale(
 ) -> None:
     """Change the number of augmenters while a run goes on here; the batches stay the same."""
     require_running(run_dir)
+    if read_toml(run_dir / rundir.SETTINGS).get("decode") == "device":
+        raise SettingsError(f"the trainer of {run_dir} decodes itself", hint="augmenters would be given nothing to do")
     asked = SCALE.ask(run_dir, number)
     words = "as many augmenters as its trainer needs" if asked == "auto" else f"augmenters: {asked}"
     typer.echo(f"{words}, asked of {run_dir}: its engine does it within a second")

@@ -31,8 +31,15 @@ def augmenter_count(text: str, settings: Settings) -> int:
 
 
 def first_augmenters(text: str, settings: Settings) -> tuple[int, bool]:
-    """How many augmenters to begin with, and whether their number adapts: ``N``, ``auto`` or ``auto:N``."""
+    """How many augmenters to begin with, and whether their number adapts: ``N``, ``auto`` or ``auto:N``.
+
+    A trainer that decodes itself needs none, which ``auto`` then means; more are started where they are asked for.
+    """
     auto, colon, count = text.partition(":")
+    if settings.decode == "device":
+        if colon:
+            raise SettingsError(f"--augmenters {text!r} with decode = 'device'", hint="leave it out")
+        return (0 if text in ("auto", "0") else augmenter_count(text, settings)), False
     if auto == "auto" and colon:
         return augmenter_count(count, settings), True
     return augmenter_count(text, settings), text == "auto"

@@ -14,11 +14,11 @@ from fourstage.by_hand import SCALE
 from fourstage.engine.local import LocalRun
 from fourstage.engine.lock import is_looked_after, looked_after
 from fourstage.errors import SettingsError
+from fourstage.logs import configure_logging
 from fourstage.process import StopFlag, private_folder
 from fourstage.resolve import write_settings
 from fourstage.settings import Settings
 from fourstage.store import open_store
-from fourstage.telemetry import configure_logging
 from fourstage.trace import REQUEST, TRACE_FOLDER
 from fourstage.view import LiveView, final_table
 

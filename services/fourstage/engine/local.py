@@ -66,9 +66,10 @@ class LocalRun:
             self._stop_all(stop)
 
     def _start_all(self) -> None:
+        # First whoever takes longest: it imports torch.
+        self._processes.start(_TRAINER, self._trainer(resume=self.resume), self._torchrun())
         self._processes.start(_LOADER, ["loader", "--store", os.fspath(self.store)])
         self._crew.resize(self.augmenters, time.monotonic())
-        self._processes.start(_TRAINER, self._trainer(resume=self.resume), self._torchrun())
 
     def _trainer(self, *, resume: bool) -> list[str]:
         return ["trainer", "--run-dir", os.fspath(self.run_dir), *(["--resume"] if resume else [])]
@@ -106,18 +107,15 @@ class LocalRun:
                 scaling.turn(now)
             if (present := self._present()) != listed:
                 listed = present
-                rundir.write_json(self.run_dir / "processes.json", listed)
+                rundir.write_json(self.run_dir / "processes.json", listed, durable=False)
             if stop.urgent:
                 return 130
             if code is not None and not self._restart_trainer(code, stop):
                 return self._ended(code)
             self._processes.revive([_LOADER])
             self._crew.turn(now)
-            if told_to_stop:
-                # The flag stays set: waiting on it would not wait any more.
-                time.sleep(POLL_SECONDS)
-            else:
-                stop.wait(POLL_SECONDS)
+            # Once set the flag stays so: waiting for it would not wait any more.
+            self._processes.sleep(_TRAINER, POLL_SECONDS, *([] if told_to_stop else [stop.reader]))
 
     def _stop_training(self) -> None:
         """Tell one trainer: it tells the others, and all of them stop after the same step.

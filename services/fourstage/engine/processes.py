@@ -6,6 +6,7 @@ themselves and take the folder of sockets with them.
 
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -14,16 +15,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fourstage.ending import ERROR_PREFIX
 from fourstage.errors import FourstageError
 from fourstage.resolve import ENVIRONMENT_PREFIX
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.2
 """How often whoever watches looks at them."""
 STOP_SECONDS = 10.0
-ERROR_PREFIX = "fourstage: "
-"""How the last line of a failed process begins."""
 ADDRESS = "loader.address"
 """The file in the folder of sockets where the loader writes its present address."""
 _LIFELINE = "lifeline"
@@ -79,6 +79,14 @@ class Processes:
     def poll(self, name: str) -> int | None:
         """How a process ended, below zero by a signal; None while it runs."""
         return self._children[name].process.poll()
+
+    def sleep(self, name: str, seconds: float, *descriptors: int) -> None:
+        """Until a process that has not ended does, something can be read from a descriptor, or the time is over."""
+        process = os.pidfd_open(self.pid(name))
+        try:
+            select.select([process, *descriptors], [], [], seconds)
+        finally:
+            os.close(process)
 
     def revive(self, names: Iterable[str]) -> None:
         """Start those again that have ended. Raises FourstageError as ``restart`` does."""

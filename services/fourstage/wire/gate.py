@@ -16,12 +16,12 @@ from zmq.utils import z85
 
 from fourstage.errors import FourstageError
 from fourstage.wire.binding import bind
+from fourstage.wire.curve import DOMAIN, dial, serve
 from fourstage.wire.handshakes import Handshakes, Outcome
 from fourstage.wire.security import KeyPair
 
 log = logging.getLogger(__name__)
 
-DOMAIN = "fourstage"
 _TRIAL = "self-test"
 _TRIAL_SECONDS = 10.0
 _QUIET_SECONDS = 30.0
@@ -112,7 +112,9 @@ class Gate(ThreadAuthenticator):
             for socket, pair in ((friend, known), (stranger, unknown)):
                 dial(socket, pair, own.public)
                 socket.connect(server.getsockopt_string(zmq.LAST_ENDPOINT))
-                socket.send(pair.public)
+                # The stranger may be refused by now: nobody is left to send to, and a send would wait for ever.
+                with suppress(zmq.Again):
+                    socket.send(pair.public, zmq.NOBLOCK)
             passed = refused = False
             deadline = time.monotonic() + _TRIAL_SECONDS
             while time.monotonic() < deadline:
@@ -144,19 +146,3 @@ class Gate(ThreadAuthenticator):
             address,
             key,
         )
-
-
-def serve(socket: "zmq.Socket[bytes]", own: KeyPair) -> None:
-    """Make a socket a CURVE server that asks the gate of its context; before it binds."""
-    socket.setsockopt(zmq.CURVE_SERVER, 1)
-    socket.setsockopt(zmq.CURVE_SECRETKEY, own.secret)
-    socket.setsockopt(zmq.CURVE_PUBLICKEY, own.public)
-    socket.setsockopt_string(zmq.ZAP_DOMAIN, DOMAIN)
-    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
-
-
-def dial(socket: "zmq.Socket[bytes]", own: KeyPair, server: bytes) -> None:
-    """Make a socket a CURVE client of the server with that public key; before it connects."""
-    socket.setsockopt(zmq.CURVE_SECRETKEY, own.secret)
-    socket.setsockopt(zmq.CURVE_PUBLICKEY, own.public)
-    socket.setsockopt(zmq.CURVE_SERVERKEY, server)

@@ -1,10 +1,10 @@
 """How the handshakes at a TCP socket end. ZeroMQ tells nobody but a socket's monitor, and keeps trying in silence."""
 
 import secrets
+import struct
 from enum import Enum
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 
 class Outcome(Enum):
@@ -33,6 +33,9 @@ _PROTOCOL_ERRORS = {
     zmq.Event.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: Outcome.MISMATCH,
     zmq.Event.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: Outcome.WRONG_SERVER,
 }
+_EVENT = struct.Struct("=Hi")
+"""A monitor's first frame, the event's number and its value (zmq_socket_monitor(3)); pyzmq's own reader of it would
+bring asyncio along."""
 
 
 class Handshakes:
@@ -53,12 +56,12 @@ class Handshakes:
         outcomes: list[Outcome] = []
         while True:
             try:
-                message = parse_monitor_message(self._events.recv_multipart(zmq.NOBLOCK))
+                event, value = _EVENT.unpack(self._events.recv_multipart(zmq.NOBLOCK)[0])
             except zmq.Again:
                 return outcomes
-            outcome = _OUTCOMES.get(zmq.Event(message["event"]))
+            outcome = _OUTCOMES.get(zmq.Event(event))
             if outcome is Outcome.GARBLED:
-                outcome = _PROTOCOL_ERRORS.get(zmq.Event(message["value"]), outcome)
+                outcome = _PROTOCOL_ERRORS.get(zmq.Event(value), outcome)
             if outcome is not None:
                 outcomes.append(outcome)
 

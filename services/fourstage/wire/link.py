@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 _MAX_FRAME = 1 << 30
 """Bytes of the largest inline frame: one batch of JPEG images."""
 _REDIAL_SECONDS = 0.5
+_NO_ADDRESS_SECONDS = 0.02
+"""Between two looks for an address that no loader has written yet: it starts at the same time, and everybody waits."""
 _SIDE_SECONDS = 5.0
 _CLOCK_SECONDS = 2.0
 """Between two questions for the loader's clock."""
@@ -68,6 +70,11 @@ class LoaderLink:
     def heartbeat(self) -> float:
         """Seconds between two of this peer's heartbeats, as the loader wants it."""
         return self.welcome.heartbeat_seconds if self.welcome else 0.5
+
+    @property
+    def patience(self) -> float:
+        """Seconds that its owner may sleep until the next ``turn`` where nothing comes."""
+        return self.heartbeat if self._socket is not None else _NO_ADDRESS_SECONDS
 
     def turn(self, now: float) -> list[tuple[Message, list[Payload]]]:
         """Everything that has come. A Welcome among it means: a new session, tell the loader all you hold.
@@ -131,7 +138,7 @@ class LoaderLink:
         return silent or (self.side is not None and side.hung_up(self.side))
 
     def _dial(self, now: float) -> None:
-        if now - self._dialled < _REDIAL_SECONDS:
+        if now - self._dialled < (_REDIAL_SECONDS if self._socket is not None else _NO_ADDRESS_SECONDS):
             return
         self._dialled = now
         if self.welcome is not None:
@@ -172,6 +179,7 @@ class LoaderLink:
         self._greeted = self._socket.send(hello)
         if not self._greeted:
             self.session -= 1
+        self._waiter.until_connected(self._socket, not self._greeted)
 
     def _is_news(self, message: Welcome) -> bool:
         return self.welcome is None or self.welcome.session != message.session or self.welcome.peer != message.peer

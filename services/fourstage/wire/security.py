@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import zmq
-from zmq.auth.certs import load_certificate
 from zmq.utils import z85
 
 from fourstage.errors import SettingsError
@@ -156,6 +155,9 @@ def _public_key(path: Path) -> bytes:
 def _certificate(path: Path) -> tuple[bytes, bytes | None]:
     if not path.is_file():
         raise SettingsError(f"{path} is missing", hint="copy the whole folder, or make new keys")
+    # Only now: the package brings asyncio along, and most processes have no keys.
+    from zmq.auth.certs import load_certificate
+
     try:
         return load_certificate(path)
     except (ValueError, IndexError) as error:

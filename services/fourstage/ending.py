@@ -1,0 +1,38 @@
+"""How a process ends: with an exit code, and where it failed with one line that says what and what to do.
+
+Exit 0 done, 1 failed, 2 wrong usage or settings, 130 interrupted. ``--debug`` adds the traceback.
+"""
+
+import gc
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from fourstage.errors import FourstageError
+
+ERROR_PREFIX = "fourstage: "
+"""How the last line of a failed process begins."""
+
+
+def end_with(run: Callable[[], int], *, debug: bool) -> NoReturn:
+    """Run to the end and leave with the code that it returns, or with that of its error."""
+    try:
+        code = run()
+    except FourstageError as error:
+        code = error.exit_code
+        _say(str(error), debug)
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        code = 1
+        _say(f"internal error: {error!r}; run again with --debug and report it", debug)
+    # The interpreter would look for cycles among all of torch's objects once more before it drops them: a second.
+    gc.freeze()
+    sys.exit(code)
+
+
+def _say(message: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(ERROR_PREFIX + " ".join(message.splitlines()), file=sys.stderr)  # noqa: T201

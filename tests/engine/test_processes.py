@@ -1,0 +1,40 @@
+"""Child processes: real ones, which end by themselves."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fourstage.engine.processes import Processes
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    (tmp_path / "settings.toml").write_text("batch_size = 8\n")
+    made = Processes(settings=tmp_path / "settings.toml", sockets=tmp_path, logs=tmp_path)
+    yield made
+    made.stop(made.names())
+    made.let_go()
+
+
+def test_whoever_sleeps_wakes_with_the_end_of_the_process_or_of_anything_else(processes: Processes) -> None:
+    processes.start("loader", ["loader", "--store", "nowhere"])
+    reader, writer = os.pipe()
+    os.write(writer, b"x")
+    began = time.monotonic()
+    processes.sleep("loader", 60.0, reader)
+    processes.sleep("loader", 60.0)
+    assert time.monotonic() - began < 50.0
+    assert processes.poll("loader") == 1
+    assert "nowhere" in processes.last_words("loader", 1)
+    for descriptor in (reader, writer):
+        os.close(descriptor)
+
+
+def test_a_service_that_is_started_wrongly_is_named_with_what_is_wrong(processes: Processes) -> None:
+    processes.start("augmenter", ["augmenter"])
+    processes.sleep("augmenter", 60.0)
+    assert processes.poll("augmenter") == 2
+    assert "--name" in processes.last_words("augmenter", 2)
