@@ -1,4 +1,4 @@
-"""Counting, /metrics and /healthz, logs.
+"""Counting, /metrics and /healthz.
 
 A process counts seconds, items and bytes; ratios are for whoever reads them. One registry per process, handed in
 where it is needed: nothing is registered at import. ``metrics`` declares what is counted.
@@ -7,14 +7,14 @@ where it is needed: nothing is registered at import. ``metrics`` declares what i
 import json
 import logging
 import os
+import select
 import socket
 import socketserver
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Literal, TypeAlias
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -37,6 +37,8 @@ from fourstage.wire.messages import Usage
 
 log = logging.getLogger(__name__)
 
+_Metric: TypeAlias = Counter | Gauge | Histogram
+
 _ALIVE_SECONDS = 5.0
 """Between two touches of the file that says that the data loop turns."""
 HEALTHY_SECONDS = 30.0
@@ -46,31 +48,38 @@ HEALTHY_SECONDS = 30.0
 class StageMeter:
     """The counters of one stage in this process; called from one thread."""
 
-    def __init__(self, stage: str, families: dict[str, Counter | Gauge | Histogram]) -> None:
+    def __init__(self, stage: str, telemetry: "Telemetry") -> None:
         self._batches = 0
         self._busy = self._upstream = self._downstream = 0.0
-        self._families = families
-        self._stage = stage
+        self._telemetry = telemetry
+        # Looked up once: labels() takes 3 microseconds, and a batch counts a dozen times.
+        self._batches_total = telemetry.counter("fourstage_batches_total", stage)
+        self._items_total = telemetry.counter("fourstage_items_total", stage)
+        self._bytes_total = telemetry.counter("fourstage_bytes_total", stage)
+        self._busy_total = telemetry.counter("fourstage_busy_seconds_total", stage)
+        self._wait_total = {
+            way: telemetry.counter("fourstage_wait_seconds_total", stage, way) for way in ("upstream", "downstream")
+        }
+        self._progress = telemetry.gauge("fourstage_last_progress_timestamp_seconds")
 
     def done(self, seconds: float, *, items: int, size: int) -> None:
         """A batch was finished after ``seconds`` of work: ``items`` images, ``size`` bytes handed on."""
         self._batches += 1
-        self._counter("fourstage_batches_total", self._stage).inc()
-        self._counter("fourstage_items_total", self._stage).inc(items)
-        self._counter("fourstage_bytes_total", self._stage).inc(size)
+        self._batches_total.inc()
+        self._items_total.inc(items)
+        self._bytes_total.inc(size)
         self.busy(seconds)
-        progress = self._families["fourstage_last_progress_timestamp_seconds"]
-        if isinstance(progress, Gauge):
-            progress.set_to_current_time()
+        self._progress.set_to_current_time()
 
     def busy(self, seconds: float) -> None:
         """Work that did not finish a batch."""
-        self._busy += max(0.0, seconds)
-        self._counter("fourstage_busy_seconds_total", self._stage).inc(max(0.0, seconds))
+        seconds = max(0.0, seconds)
+        self._busy += seconds
+        self._busy_total.inc(seconds)
 
     def uploaded(self, path: Literal["registered", "staged"], size: int) -> None:
         """Of the copy stage: ``size`` bytes of pixels went up to a GPU."""
-        self._counter("fourstage_uploaded_bytes_total", path).inc(size)
+        self._telemetry.counter("fourstage_uploaded_bytes_total", path).inc(size)
 
     def waited(self, seconds: float, blocked_on: Literal["upstream", "downstream"]) -> None:
         """Time without work, and on whose account."""
@@ -79,18 +88,12 @@ class StageMeter:
             self._upstream += seconds
         else:
             self._downstream += seconds
-        self._counter("fourstage_wait_seconds_total", self._stage, blocked_on).inc(seconds)
+        self._wait_total[blocked_on].inc(seconds)
 
     @property
     def usage(self) -> Usage:
         """All that was counted since the process started."""
         return Usage(self._batches, self._busy, self._upstream, self._downstream)
-
-    def _counter(self, name: str, *labels: str) -> Counter:
-        family = self._families[name]
-        if not isinstance(family, Counter):
-            raise TypeError(f"{name} is no counter")
-        return family.labels(*labels)
 
 
 class Telemetry:
@@ -103,33 +106,44 @@ class Telemetry:
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         self._families = {m.name: _declare(m, role, self.registry) for m in METRICS if role in m.roles}
+        self._children: dict[tuple[str, tuple[str, ...]], _Metric] = {}
         self.gauge("fourstage_build_info", version, role, socket.gethostname()).set(1)
         self._settings = settings
         self._turned = time.monotonic()
         self._touch_at = 0.0
         self._server: WSGIServer | None = None
+        self._serving: threading.Thread | None = None
+        self._closing = os.eventfd(0, os.EFD_CLOEXEC)
 
     def meter(self, stage: str) -> StageMeter:
         """The counters of one of this process's stages."""
-        return StageMeter(stage, self._families)
+        return StageMeter(stage, self)
 
     def counter(self, name: str, *labels: str) -> Counter:
-        family = self._families[name]
-        if not isinstance(family, Counter):
+        child = self._child(name, labels)
+        if not isinstance(child, Counter):
             raise TypeError(f"{name} is no counter")
-        return family.labels(*labels) if labels else family
+        return child
 
     def gauge(self, name: str, *labels: str) -> Gauge:
-        family = self._families[name]
-        if not isinstance(family, Gauge):
+        child = self._child(name, labels)
+        if not isinstance(child, Gauge):
             raise TypeError(f"{name} is no gauge")
-        return family.labels(*labels) if labels else family
+        return child
 
     def histogram(self, name: str, *labels: str) -> Histogram:
-        family = self._families[name]
-        if not isinstance(family, Histogram):
+        child = self._child(name, labels)
+        if not isinstance(child, Histogram):
             raise TypeError(f"{name} is no histogram")
-        return family.labels(*labels) if labels else family
+        return child
+
+    def _child(self, name: str, labels: tuple[str, ...]) -> _Metric:
+        """One time series, remembered: the library finds it in 3 microseconds."""
+        child = self._children.get((name, labels))
+        if child is None:
+            family = self._families[name]
+            child = self._children[name, labels] = family.labels(*labels) if labels else family
+        return child
 
     def turn(self) -> None:
         """The data loop went round once more."""
@@ -150,15 +164,26 @@ class Telemetry:
         self._server = server
         if self._settings.watchdog_seconds:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
-        threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+        self._serving = threading.Thread(target=self._serve, args=(server,), name="metrics", daemon=True)
+        self._serving.start()
         return f"http://{host}:{server.server_port}"
 
     def close(self) -> None:
         """Stop answering."""
-        if self._server is not None:
-            self._server.shutdown()
+        if self._server is not None and self._serving is not None:
+            os.eventfd_write(self._closing, 1)
+            self._serving.join()
             self._server.server_close()
             self._server = None
+            os.close(self._closing)
+
+    def _serve(self, server: WSGIServer) -> None:
+        """Answer until ``close``, at once: ``serve_forever`` looks for its end twice a second."""
+        waiting = select.poll()
+        for descriptor in (server.fileno(), self._closing):
+            waiting.register(descriptor, select.POLLIN)
+        while self._closing not in dict(waiting.poll()):
+            server.handle_request()
 
     def _watch(self) -> None:
         """End this process once its data loop hangs: whoever started it starts it again, and its peers go on."""
@@ -190,8 +215,8 @@ class _QuietHandler(WSGIRequestHandler):
         """A scrape every few seconds is no news."""
 
 
-def _declare(metric: Metric, role: Role, registry: CollectorRegistry) -> Counter | Gauge | Histogram:
-    family: Counter | Gauge | Histogram
+def _declare(metric: Metric, role: Role, registry: CollectorRegistry) -> _Metric:
+    family: _Metric
     if metric.kind == "counter":
         family = Counter(metric.name, metric.help, metric.labels, registry=registry)
     elif metric.kind == "gauge":
@@ -211,26 +236,3 @@ def _stage_values(metric: Metric, role: Role) -> list[tuple[str, ...]]:
     if metric.labels == ("rank",):
         return [("0",)]
     return []
-
-
-class _StandardError(logging.StreamHandler[TextIO]):
-    """Writes to what is standard error at that moment: a live view on the terminal puts lines above itself."""
-
-    @property
-    def stream(self) -> TextIO:
-        return sys.stderr
-
-    @stream.setter
-    def stream(self, _: TextIO) -> None:
-        """The base class sets it once."""
-
-
-def configure_logging(role: str, *, debug: bool = False) -> None:
-    """Log lines of this process on standard error: time, role, level, text."""
-    handler = _StandardError()
-    formatter = logging.Formatter(f"%(asctime)s.%(msecs)03d {role} %(levelname)s %(message)s", "%H:%M:%S")
-    handler.setFormatter(formatter)
-    logger = logging.getLogger("fourstage")
-    logger.handlers = [handler]
-    logger.setLevel(logging.DEBUG if debug else logging.INFO)
-    logger.propagate = False

@@ -448,3 +448,23 @@ def test_a_closed_stream_and_an_unknown_worker_are_not_an_error() -> None:
     assert books.leave("nobody", died=True) == []
     assert books.give() == []
     assert not books.is_open(S, 0)
+
+
+def test_a_stream_of_one_worker_is_given_to_nobody_else() -> None:
+    leases = Leases(TIMING)
+    for name in ("own", "other"):
+        leases.join(name, IDENTITY, 0.0)
+        leases.beat(name, seen=0, held=(), slots=[(S, 3, 3)], now=0.0)
+    leases.open(S, start=0, end=8, window=8, only="own")
+    for seq in range(8):
+        leases.loaded(S, seq)
+    given = list(leases.plan(0.0))
+    assert [(grant.worker, grant.seq) for grant in given] == [("own", 0), ("own", 1)]
+    # Not even the head that its holder has had for long.
+    assert not list(leases.plan(1000.0))
+    assert not leases.serves("other", S)
+    leases.leave("own", died=True)
+    assert not list(leases.plan(1000.0))
+    leases.join("own", IDENTITY, 1000.0)
+    leases.beat("own", seen=0, held=(), slots=[(S, 1, 3)], now=1000.0)
+    assert [(grant.worker, grant.seq, grant.head) for grant in leases.plan(1000.0)] == [("own", 0, True)]

@@ -80,10 +80,12 @@ class Leases:
         end: int,
         window: int,
         identity: bytes = b"",
+        only: Worker | None = None,
         arrived: Iterable[int] = (),
     ) -> None:
-        """Begin a stream at ``start``. window: in batches, 0: sized by the workers' slots."""
-        self._streams[stream] = Book(start=start, end=end, window=window, identity=identity)
+        """Begin a stream at ``start``. window: in batches, 0: sized by the workers' slots. only: the one worker that
+        may be given leases; None: any that makes its pixels."""
+        self._streams[stream] = Book(start=start, end=end, window=window, identity=identity, only=only)
         self._vacancies[stream] = Vacancies()
         # Workers that served it under a loader before this one may have spoken first.
         for name, worker in self._workers.items():
@@ -203,6 +205,14 @@ class Leases:
         """Streams, the one first whose window has least at workers or arrived."""
         return sorted(self._streams, key=lambda stream: self._streams[stream].fill)
 
+    def starving(self) -> bool:
+        """Whether some stream has no batch left that lies loaded for the next worker."""
+        return any(not book.ready_count for book in self._streams.values())
+
+    def shortest(self) -> float:
+        """Seconds from lease to arrival, of the stream where a batch is fastest; 0: nothing is known."""
+        return min((book.lease_seconds for book in self._streams.values()), default=0.0)
+
     def wanted(self, stream: StreamId) -> Iterator[int]:
         """Batches inside a stream's window that are not loaded, in ascending order."""
         return self._streams[stream].wanted()
@@ -287,10 +297,12 @@ class Leases:
         return batch is not None and not batch.arrived
 
     def serves(self, worker: Worker, stream: StreamId) -> bool:
-        """Whether this worker makes the stream's pixels."""
+        """Whether this worker may be given the stream's batches, and makes its pixels."""
         return self._makes(worker, self._streams[stream])
 
     def _makes(self, worker: Worker, book: Book) -> bool:
+        if book.only not in (None, worker):
+            return False
         return not book.identity or self._workers[worker].identity == book.identity
 
     def _may_be_given(self, book: Book, head: Batch, now: float) -> bool:

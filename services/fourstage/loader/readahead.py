@@ -39,7 +39,8 @@ class ReadAhead:
     def __init__(self, threads: int, meter: StageMeter, batch_seconds: float) -> None:
         """batch_seconds: of a simulated disk, which reads one batch at a time; 0: none."""
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        """Readable once a batch was read."""
+        """Readable once a batch was read that somebody waits for."""
+        self._awaited = True
         self._meter = meter
         self._results: queue.SimpleQueue[ReadResult] = queue.SimpleQueue()
         self._reader = Reader(threads, self._done, batch_seconds)
@@ -60,11 +61,19 @@ class ReadAhead:
                 self._reader.prefetch(stream.split, stream.order.indices(later))
             stream.prefetched = max(stream.prefetched, ahead)
 
+    def rest(self, *, awaited: bool) -> bool:
+        """Before the caller sleeps; whether it may, or a batch was read meanwhile that it waits for.
+
+        awaited: what is read next is to wake it. Otherwise enough lies ready, and it will look when it wakes anyway.
+        """
+        self._awaited = awaited
+        return not awaited or self._results.empty()
+
     def loaded(self, streams: Mapping[bytes, LoaderStream]) -> Iterator[Loaded]:
         """Batches that were read since the last call and are still wanted."""
         while not self._results.empty():
             result = self._results.get()
-            self.account(time.monotonic())
+            self.account(result.ended)
             self._under_way -= 1
             uuid, seq, slot = result.job.tag
             self._meter.done(0.0, items=len(result.job.indices), size=len(result.job.into))
@@ -77,7 +86,8 @@ class ReadAhead:
 
     def account(self, now: float) -> None:
         """Charge the time since the last call: some read was under way, or nothing was wanted."""
-        seconds, self._mark = now - self._mark, now
+        # Results are taken in another order than they ended, and after the time was charged up to now.
+        seconds, self._mark = max(0.0, now - self._mark), max(self._mark, now)
         if self._under_way:
             self._meter.busy(seconds)
         else:
@@ -90,4 +100,5 @@ class ReadAhead:
 
     def _done(self, result: ReadResult) -> None:
         self._results.put(result)
-        os.eventfd_write(self.wake, 1)
+        if self._awaited or result.error is not None:
+            os.eventfd_write(self.wake, 1)

@@ -50,6 +50,11 @@ from fourstage.wire.sockets import Bound, Peer, Waiter
 log = logging.getLogger(__name__)
 
 _TURN_SECONDS = 0.2
+_LONGEST_PACE_SECONDS = 0.008
+_PACES_OF_A_LEASE = 8
+"""Whatever wakes a process whose code the decoders have pushed out of the caches costs it 300 microseconds. So a
+message waits for those that follow it, an eighth of what a batch takes from lease to arrival: nobody runs dry
+meanwhile."""
 _LEASES_OF_A_TURN = 64
 """Some 10 ms: whoever gives thousands at once hears nobody meanwhile, and takes the world for silent."""
 _GOODBYE_SECONDS = 0.05
@@ -97,6 +102,8 @@ class LoaderService:
         self._clients = Clients()
         self._hung_up: dict[bytes, float] = {}
         """Clients whose side connection has hung up, and when they are taken for dead."""
+        self._owned: set[bytes] = set()
+        """Augmenters that belong to a trainer: they make the batches of its streams and no others."""
         self._trainers_lost: set[str] = set()
         """By name: a trainer that comes back is another process."""
         telemetry.gauge("fourstage_augmenters_expected").set(settings.expect_augmenters)
@@ -114,7 +121,11 @@ class LoaderService:
         more = False
         while not self._stop:
             patience = min(_TURN_SECONDS, _GOODBYE_SECONDS) if self._hung_up else _TURN_SECONDS
+            if not self._read_ahead.rest(awaited=self._leases.starving()):
+                patience = 0.0
             readable = self._waiter.wait(0.0 if more else max(0.0, min(patience, next_beat - time.monotonic())))
+            if not more and not readable:
+                self._stop.wait(min(_LONGEST_PACE_SECONDS, self._leases.shortest() / _PACES_OF_A_LEASE))
             now = time.monotonic()
             self._telemetry.turn()
             while (received := self._socket.receive()) is not None:
@@ -225,7 +236,7 @@ class LoaderService:
         if (client := self._clients.get(uuid)) is None:
             return
         log.warning("%s is gone", client.name)
-        if client.hello.role == "augmenter":
+        if client.hello.role == "augmenter" and client.uuid not in self._owned:
             self._telemetry.counter("fourstage_workers_died_total").inc()
         self._forget(client, died=True)
 
@@ -240,6 +251,7 @@ class LoaderService:
         for uuid, seq in self._leases.leave(client.uuid, died=died):
             keys = self._streams[uuid].split.keys(self._streams[uuid].order.indices(seq))
             self._fail(self._streams[uuid], seq, -1, f"three workers died over this batch, one of {', '.join(keys)}")
+        self._owned &= {stream.spec.worker for stream in self._streams.values()} | {each.uuid for each in self._clients}
         self._count_peers()
 
     # Streams
@@ -255,8 +267,14 @@ class LoaderService:
                 self._socket.send(client.peer, Failed(stream=spec.stream, seq=0, row=-1, reason=reason))
                 return
             self._streams[spec.stream] = stream
-            self._leases.open(spec.stream, start=spec.start, end=stream.end, window=spec.window, identity=spec.identity)
+            self._leases.open(
+                spec.stream, start=spec.start, end=stream.end, window=spec.window, identity=spec.identity,
+                only=spec.worker or None,
+            )  # fmt: skip
             log.info("%s opened %s: %s, batches %d to %d", client.name, stream.name, spec.split, spec.start, stream.end)
+            if spec.worker:
+                self._owned.add(spec.worker)
+                self._count_peers()
             for augmenter in self._clients.having("augmenter"):
                 self._announce(augmenter, stream)
         self._send_opened(client, stream)
@@ -277,8 +295,10 @@ class LoaderService:
         self._socket.send(client.peer, opened, [self._store.statistics.mean.astype("<f4").tobytes()])
 
     def _announce(self, client: Client, stream: LoaderStream) -> None:
-        """Tell an augmenter of a stream; the arena goes over the side connection, first."""
+        """Tell an augmenter of a stream that may be for it; the arena goes over the side connection, first."""
         spec = stream.spec
+        if not self._is_for(client, stream):
+            return
         if not self._leases.serves(client.uuid, spec.stream):
             wanted = self._leases.identity(spec.stream).hex()
             reason = f"makes other pixels ({client.hello.identity.hex()}) than the stream wants ({wanted})"
@@ -305,10 +325,15 @@ class LoaderService:
 
     def _hand_over(self, client: Client, stream: LoaderStream) -> None:
         connection = self._door.connection(client.uuid)
-        if connection is not None and stream.spec.transport == "arena":
+        if connection is not None and stream.spec.transport == "arena" and self._is_for(client, stream):
             arena = stream.arena
             packet = side.Packet(self._uuid, stream.spec.stream, arena.slots, arena.slot_bytes)
             side.send(connection, packet, arena.descriptor)
+
+    def _is_for(self, client: Client, stream: LoaderStream) -> bool:
+        """Whether an augmenter is to know of a stream: one that belongs to a trainer knows its streams alone."""
+        own = stream.spec.worker
+        return client.uuid == own if own else client.uuid not in self._owned
 
     def _on_progress(self, client: Client, message: Progress, now: float) -> None:
         stream = self._streams.get(message.stream)
@@ -416,7 +441,7 @@ class LoaderService:
         return Stages(
             load=self._meter.usage,
             transform=self._clients.work(),
-            augmenters=len(self._clients.having("augmenter")),
+            augmenters=len(self._augmenters()),
             leased=sum(leased for leased, _ in counts),
             loaded=sum(loaded for _, loaded in counts),
             window=max((self._leases.window(uuid) for uuid in uuids), default=0),
@@ -425,10 +450,13 @@ class LoaderService:
         )
 
     def _why_waiting(self, uuids: list[bytes]) -> str:
-        workers = self._clients.having("augmenter")
-        if not workers:
-            return "no augmenter is connected"
         for uuid in uuids:
+            stream = self._streams[uuid]
+            workers = [worker for worker in self._clients.having("augmenter") if self._is_for(worker, stream)]
+            if not workers:
+                if stream.spec.worker:
+                    return "the trainer's own decoder is not connected"
+                return "no augmenter is connected"
             if not any(self._leases.serves(worker.uuid, uuid) for worker in workers):
                 pinned = self._leases.identity(uuid).hex()
                 return f"no augmenter makes the pixels of this run ({pinned}): another decoder or version"
@@ -450,9 +478,13 @@ class LoaderService:
         gauge("fourstage_slots", "free").set(free)
         gauge("fourstage_slots", "used").set(slots - free)
 
+    def _augmenters(self) -> list[Client]:
+        """Those that work for anybody."""
+        return [client for client in self._clients.having("augmenter") if client.uuid not in self._owned]
+
     def _count_peers(self) -> None:
         self._telemetry.gauge("fourstage_trainers_lost").set(len(self._trainers_lost))
-        self._telemetry.gauge("fourstage_peers", "augmenter").set(len(self._clients.having("augmenter")))
+        self._telemetry.gauge("fourstage_peers", "augmenter").set(len(self._augmenters()))
         self._telemetry.gauge("fourstage_peers", "trainer").set(len(self._clients.having("trainer")))
 
 

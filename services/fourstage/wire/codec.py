@@ -51,6 +51,7 @@ _NESTED: dict[type, dict[str, type]] = {
 _FIELDS: dict[type, tuple[str, ...]] = {
     kind: tuple(field.name for field in dataclasses.fields(kind)) for kind in (*TYPES.values(), View, Usage, Times)
 }
+_NAMES: dict[type, frozenset[str]] = {kind: frozenset(names) for kind, names in _FIELDS.items()}
 
 
 def encode(message: Message) -> list[bytes]:
@@ -60,8 +61,11 @@ def encode(message: Message) -> list[bytes]:
 
 def encode_body(message: Message) -> bytes:
     """The msgpack map alone, as ``Samples`` travels inside a payload frame."""
-    body = msgpack.packb({name: _plain(getattr(message, name)) for name in _FIELDS[type(message)]})
-    return bytes(body)
+    fields = _as_map(message)
+    for name in _NESTED.get(type(message), ()):
+        fields[name] = _as_map(fields[name])
+    body: bytes = msgpack.packb(fields)
+    return body
 
 
 def decode(frames: Sequence[bytes | memoryview]) -> Message:
@@ -100,16 +104,14 @@ def _build(kind: type[D], fields: object) -> D:
     if not isinstance(fields, dict):
         raise PeerError(f"{kind.__name__} is not a map")
     # Before the call, not by it: the peer's names become Python keywords there, and text of a log line.
-    for name in fields:
-        if name not in _FIELDS[kind]:
-            raise PeerError(f"{kind.__name__} has no field {name[:_SHOWN]!r}")
-    nested: dict[str, object] = {
-        name: _build(inner, fields[name]) for name, inner in _NESTED.get(kind, {}).items() if name in fields
-    }
-    return kind(**(fields | nested))
+    if not fields.keys() <= _NAMES[kind]:
+        unknown = next(name for name in fields if name not in _NAMES[kind])
+        raise PeerError(f"{kind.__name__} has no field {unknown[:_SHOWN]!r}")
+    for name, inner in _NESTED.get(kind, {}).items():
+        if name in fields:
+            fields[name] = _build(inner, fields[name])
+    return kind(**fields)
 
 
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    return value
+def _as_map(value: object) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in _FIELDS[type(value)]}

@@ -1,0 +1,124 @@
+"""Reading ahead: whom a batch that was read wakes."""
+
+import os
+import select
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from benchmarks.bench import make_store
+
+from fourstage.loader.leases import Leases, Timing
+from fourstage.loader.readahead import ReadAhead
+from fourstage.loader.streams import LoaderStream, open_stream
+from fourstage.settings import MetricsSettings
+from fourstage.store import Store, open_store
+from fourstage.telemetry import StageMeter, Telemetry
+from fourstage.views import View
+from fourstage.wire.messages import Open
+
+STREAM = bytes(16)
+BATCHES = 4
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(make_store(tmp_path, images=2 * BATCHES, size=8))
+
+
+@pytest.fixture
+def stream(store: Store) -> Iterator[LoaderStream]:
+    spec = Open(
+        stream=STREAM, split="train", view=View("full", 8), batch_size=2, remainder="keep", shuffle=False, seed=0,
+        rank=0, world=1, start=0, epochs=1, end=0, window=BATCHES, fingerprint="", identity=b"", worker=b"",
+        transport="inline", receiver="", side="",
+    )  # fmt: skip
+    stream = open_stream(store, spec, bytes(16), memory=1 << 20)
+    yield stream
+    stream.arena.close()
+
+
+@pytest.fixture
+def leases() -> Leases:
+    leases = Leases(Timing(silence=5.0, hedge=1.0, missing=1.0))
+    leases.open(STREAM, start=0, end=BATCHES, window=BATCHES)
+    return leases
+
+
+@pytest.fixture
+def meter() -> StageMeter:
+    return Telemetry("loader", MetricsSettings(), "0").meter("load")
+
+
+@pytest.fixture
+def read_ahead(meter: StageMeter) -> Iterator[ReadAhead]:
+    read_ahead = ReadAhead(2, meter, batch_seconds=0.0)
+    yield read_ahead
+    read_ahead.close()
+
+
+def everything(read_ahead: ReadAhead, stream: LoaderStream, leases: Leases) -> dict[int, str | None]:
+    """Read all batches; whatever they wake. Numbers, and the error of each."""
+    read_ahead.load({STREAM: stream}, leases, time.monotonic())
+    found: dict[int, str | None] = {}
+    deadline = time.monotonic() + 30.0
+    while len(found) < BATCHES and time.monotonic() < deadline:
+        for loaded in read_ahead.loaded({STREAM: stream}):
+            found[loaded.seq] = str(loaded.error) if loaded.error else None
+    return found
+
+
+def is_readable(descriptor: int) -> bool:
+    return bool(select.select([descriptor], [], [], 0.0)[0])
+
+
+def test_a_batch_that_is_awaited_wakes_whoever_sleeps(
+    read_ahead: ReadAhead, stream: LoaderStream, leases: Leases
+) -> None:
+    assert read_ahead.rest(awaited=True)
+    read_ahead.load({STREAM: stream}, leases, time.monotonic())
+    assert select.select([read_ahead.wake], [], [], 30.0)[0]
+
+
+def test_a_batch_that_nobody_waits_for_wakes_nobody(
+    read_ahead: ReadAhead, stream: LoaderStream, leases: Leases
+) -> None:
+    assert read_ahead.rest(awaited=False)
+    assert everything(read_ahead, stream, leases) == dict.fromkeys(range(BATCHES))
+    assert not is_readable(read_ahead.wake)
+
+
+def test_nobody_falls_asleep_over_a_batch_that_was_read_while_nobody_waited_for_it(
+    read_ahead: ReadAhead, stream: LoaderStream, leases: Leases
+) -> None:
+    read_ahead.rest(awaited=False)
+    read_ahead.load({STREAM: stream}, leases, time.monotonic())
+    deadline = time.monotonic() + 30.0
+    while read_ahead.rest(awaited=True):
+        assert time.monotonic() < deadline, "no batch was ever read"
+
+
+def test_a_batch_that_cannot_be_read_wakes_at_once(read_ahead: ReadAhead, stream: LoaderStream, leases: Leases) -> None:
+    read_ahead.rest(awaited=False)
+    for shard in stream.split.shards:
+        os.truncate(shard, 0)
+    read_ahead.load({STREAM: stream}, leases, time.monotonic())
+    assert select.select([read_ahead.wake], [], [], 30.0)[0]
+    errors = [loaded.error for loaded in read_ahead.loaded({STREAM: stream}) if loaded.error]
+    assert errors
+    assert "lies beyond the end of its shard" in str(errors[0])
+
+
+def test_time_is_charged_once_though_results_come_out_of_order(
+    read_ahead: ReadAhead, meter: StageMeter, stream: LoaderStream, leases: Leases
+) -> None:
+    everything(read_ahead, stream, leases)
+    began = time.monotonic()
+    read_ahead.account(began)
+    before = meter.usage
+    assert before.batches == BATCHES
+    assert before.busy > 0.0
+    read_ahead.account(began - 1.0)
+    read_ahead.account(began)
+    assert meter.usage == before
