@@ -10,7 +10,8 @@ Three measurements, 128 rows each:
   the books at each end, reading and checksums, receipt and steps. Nobody but the augmenter touches pixels that go by
   arena, so the size of a slot changes nothing.
 - ``inline``: bytes a second of BATCHes of 224x224 pixels from one process to another over loopback, from an arena, with
-  a HOLDS for each and two on the way, as an augmenter and a trainer on two hosts would.
+  a HOLDS for each and two on the way, as an augmenter and a trainer on two hosts would. Beside it the same bytes by
+  plain ZeroMQ sockets, with an empty answer for each.
 
     python -m benchmarks.carriers [--rounds 5] [--json FILE]
 """
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zmq
 
 from benchmarks.bench import cpu_seconds, make_store, run_command, spread, write_figures
 from benchmarks.machine import machine
@@ -231,6 +233,45 @@ def inline_rate(batches: int) -> float:
     return batches * PIXEL_BYTES / seconds / 1e9
 
 
+def copy_batches(address: str, batches: int) -> None:
+    """The sending process of the bare copy: the pixels of ``batches`` from one memory, two of them on the way."""
+    pixels = np.ones(PIXEL_BYTES, np.uint8).data
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    with context.socket(zmq.PAIR) as socket:
+        socket.connect(address)
+        for sent in range(batches + _ON_THE_WAY):
+            if sent < batches:
+                socket.send(pixels, copy=False)
+            if sent >= _ON_THE_WAY:
+                socket.recv()
+    context.term()
+
+
+def copy_rate(batches: int) -> float:
+    """10^9 bytes a second of the same pixels by plain ZeroMQ over loopback, from the first batches on."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    with context.socket(zmq.PAIR) as socket:
+        port = socket.bind_to_random_port("tcp://127.0.0.1")
+        sender = multiprocessing.get_context("spawn").Process(
+            target=copy_batches, args=(f"tcp://127.0.0.1:{port}", batches + _WARM_UP)
+        )
+        sender.start()
+        began = 0.0
+        for number in range(1, batches + _WARM_UP + 1):
+            while not socket.poll(1000):
+                if not sender.is_alive():
+                    sys.exit("the sending process has ended")
+            if len(socket.recv(copy=False).buffer) != PIXEL_BYTES:
+                sys.exit("not the pixels of a batch")
+            if number == _WARM_UP:
+                began = time.perf_counter()
+            socket.send(b"")
+        seconds = time.perf_counter() - began
+        sender.join()
+    context.term()
+    return batches * PIXEL_BYTES / seconds / 1e9
+
+
 def main() -> None:
     """Parse, measure, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -246,7 +287,9 @@ def main() -> None:
         decoding = spread([transform_cost(store, max(1, arguments.batches // 10)) for _ in range(arguments.rounds)])
         processes = processes_cost(store, arguments.rounds, arguments.seconds)
     beyond = spread([sum(entry.values()) - decoding["median"] for entry in processes])
-    inline = spread([inline_rate(max(_WARM_UP, arguments.batches // 10)) for _ in range(arguments.rounds)])
+    sent = max(_WARM_UP, arguments.batches // 10)
+    copies, inlines = zip(*((copy_rate(sent), inline_rate(sent)) for _ in range(arguments.rounds)), strict=True)
+    copy, inline = spread(copies), spread(inlines)
     print(f"{'µs of CPU for a batch of 128':<44}{'median':>9}{'least':>9}{'most':>9}")
     lines = {"messages alone": messages, "draws and decoding of tiny images alone": decoding}
     lines |= {f"  {name}": spread([entry[name] for entry in processes]) for name in processes[0]}
@@ -254,7 +297,8 @@ def main() -> None:
         print(f"{name:<44}" + "".join(f"{figures[key]:>9,.0f}" for key in ("median", "least", "most")))
     verdict = "at least" if inline["median"] >= TARGET_GIGABYTES else "less than"
     print(f"inline over loopback {inline['median']:.2f} GB/s ({inline['least']:.2f} to {inline['most']:.2f}), "
-          f"{verdict} {TARGET_GIGABYTES}")  # fmt: skip
+          f"{verdict} {TARGET_GIGABYTES}; plain ZeroMQ {copy['median']:.2f}, "
+          f"ratio {inline['median'] / copy['median']:.2f}")  # fmt: skip
     names = list(processes[0])
     told: dict[str, Any] = {
         "machine": before,
@@ -264,6 +308,7 @@ def main() -> None:
         "rounds": processes,
         "beyond_decoding_microseconds": beyond,
         "inline_gigabytes_per_second": inline,
+        "plain_gigabytes_per_second": copy,
     }
     write_figures(arguments.json, told)
 

@@ -13,39 +13,49 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import simplejpeg
 
+from benchmarks.bench import complete, run_command
 from benchmarks.machine import machine
+from fourstage.augmenter.transform import scratch_for
 from fourstage.demo import write_photographs
+from fourstage.order import permutation
 from fourstage.store import open_store
 from fourstage.store.prepare import prepare
 
 
-def raw_rate(store: Path, threads: int, images: int) -> float:
+class Images:
+    """The JPEG bytes of a store's training split, in memory, in the order of an epoch: processors learn images that
+    come again and again."""
+
+    def __init__(self, path: Path) -> None:
+        store = open_store(path)
+        split = store.split("train")
+        shards = [memoryview(path.read_bytes()) for path in split.shards]
+        self.size = store.size
+        self.jpegs = [
+            shards[int(record["shard"])][int(record["offset"]) : int(record["offset"]) + int(record["size"])]
+            for record in split.records[permutation(0, 0, len(split))]
+        ]
+
+
+def decode_all(images: Images, count: int) -> None:
+    """Decode ``count`` images, over and over the same, in this thread, as the pipeline does and nothing else."""
+    pixels = scratch_for(images.size)
+    for number in range(count):
+        simplejpeg.decode_jpeg(images.jpegs[number % len(images.jpegs)], "RGB", False, False, 0, 0, 1, pixels)
+
+
+def raw_rate(store: Path, threads: int, count: int) -> float:
     """Images per second of the decoder alone on all threads."""
-    split = open_store(store).split("train")
-    shards = [path.read_bytes() for path in split.shards]
-    jpegs = [
-        shards[int(record["shard"])][int(record["offset"]) : int(record["offset"]) + int(record["size"])]
-        for record in split.records
-    ]
-    size = open_store(store).size
-    each = images // threads
-
-    def work() -> None:
-        pixels = np.empty((size, size, 3), np.uint8)
-        for number in range(each):
-            simplejpeg.decode_jpeg(jpegs[number % len(jpegs)], "RGB", False, False, 0, 0, 1, pixels)
-
-    workers = [threading.Thread(target=work) for _ in range(threads)]
+    images, each = Images(store), count // threads
+    workers = [threading.Thread(target=decode_all, args=(images, each)) for _ in range(threads)]
     began = time.perf_counter()
     for worker in workers:
         worker.start()
@@ -58,13 +68,8 @@ def pipeline_rate(store: Path, augmenters: int, images: int, transport: str) -> 
     """Images per second of recipe drain after its first batch, and its processes' shares."""
     epochs = max(1, round(images / len(open_store(store).split("train"))))
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [sys.executable, "-m", "fourstage", "run", "--store", str(store), "--recipe", "drain", "--run-dir",
-             f"{folder}/run", "--augmenters", str(augmenters), "--epochs", str(epochs), "--transport", transport,
-             "--json"],
-            check=True, capture_output=True, text=True,
-        )  # fmt: skip
-    summary = json.loads(done.stdout)
+        flags = ("--epochs", str(epochs), "--transport", transport)
+        summary = complete(run_command(store, Path(folder) / "run", augmenters, {}, *flags))
     busy = {f"{name}_busy": stage["busy_seconds"] / summary["seconds"] for name, stage in summary["stages"].items()}
     return float(summary["images_per_second"]), busy
 

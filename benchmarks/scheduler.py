@@ -9,7 +9,7 @@ bytes it costs what a slot's number does.
 Two loads for each number of augmenters and streams: ``paced``, in which augmenters take so long that some ``--rate``
 leases a second flow, and ``full``, in which a batch is done as soon as it is leased. CPU is the loader's own of all
 its threads (of that its main one's; the rest is reading and ZeroMQ's), memory its proportional set
-(PSS) before and after.
+(PSS) after the first window and after the last: what grew with load grew before.
 
     python -m benchmarks.scheduler [--augmenters 10,100,500] [--streams 1,4,16] [--rounds 3] [--json FILE]
 """
@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,8 @@ from benchmarks.memory import proportional_set
 from fourstage.loader.streams import MOST_SLOTS
 
 TARGET_MICROSECONDS = 200.0
+LOADS = ("paced", "full")
+"""In this order: players whose work takes no time any more are not told to slow down again."""
 _START_SECONDS = 60.0
 
 
@@ -128,22 +130,29 @@ def _await(probe: Any, what: str) -> None:
 
 
 def measure(
-    store: Path, augmenters: int, streams: int, *, rows: int, rate: float, rounds: int, seconds: float
+    store: Path,
+    augmenters: int,
+    streams: int,
+    *,
+    rows: int,
+    rate: float,
+    rounds: int,
+    seconds: float,
+    loads: Sequence[str] = LOADS,
 ) -> list[dict[str, Any]]:
-    """Both loads of one pair of numbers."""
+    """Some loads, or both, of one pair of numbers."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         work = work_seconds(augmenters, streams, rate)
         with staged(store, Path(folder), augmenters, streams, rows=rows, work=work) as stage:
-            for load, words in (("paced", ""), ("full", "work 0")):
-                stage.ask(words)
+            for load in loads:
+                stage.ask("work 0" if load == "full" else "")
                 time.sleep(max(1.0, 1.5 * work if load == "paced" else 0.0))
-                memory = [proportional_set(stage.loader.pid)["Pss"]]
-                readings = [stage.read()]
+                memory, readings = [], [stage.read()]
                 for _ in range(rounds):
                     time.sleep(seconds)
                     readings.append(stage.read())
-                memory.append(proportional_set(stage.loader.pid)["Pss"])
+                    memory.append(proportional_set(stage.loader.pid)["Pss"])
                 windows = [between(*pair) for pair in itertools.pairwise(readings)]
                 figures = {name: spread([window[name] for window in windows]) for name in windows[0]}
                 leases = readings[-1].leases - readings[0].leases
@@ -157,7 +166,7 @@ def measure(
 def show(entry: dict[str, Any]) -> str:
     """One line of the table."""
     cost = entry["microseconds_per_lease"]
-    before, after = (size / 1e6 for size in entry["pss_bytes"])
+    before, after = entry["pss_bytes"][0] / 1e6, entry["pss_bytes"][-1] / 1e6
     return (
         f"{entry['augmenters']:>10}{entry['streams']:>8} {entry['load']:<6}"
         f"{entry['leases_per_second']['median']:>9,.0f}{cost['median']:>10,.0f}"

@@ -41,7 +41,8 @@ from fourstage.store import open_store
 from fourstage.store.prepare import prepare
 from fourstage.trainer.copy import slot_tensor
 from fourstage.trainer.device import choose_device
-from fourstage.trainer.group import Group, Layout
+from fourstage.trainer.group import Group
+from fourstage.trainer.layout import Layout
 from fourstage.trainer.learner import make_learner
 from fourstage.trainer.registration import Registrations, cuda_runtime
 

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.bench import cpu_seconds, spread, thread_seconds, write_figures
 from benchmarks.scheduler import Reading, between, work_seconds
 from benchmarks.stages import SECONDS, permutations, settings, step_seconds
-from benchmarks.startup import first_passage, import_costs, log_moment
+from benchmarks.startup import first_passage, import_costs, last_step, log_moment
 
 from fourstage.loader.streams import MOST_SLOTS
 from fourstage.trace import STAGE_ROWS, Passage, events
@@ -52,6 +52,10 @@ def test_the_first_passage_has_every_stage_of_batch_0_alone() -> None:
     assert set(moments) == {f"{stage} {end}" for stage in STAGE_ROWS for end in ("began", "ended")}
     assert moments["train began"] == pytest.approx(10.0)
     assert moments["load ended"] == pytest.approx(0.2)
+
+
+def test_the_last_step_is_the_one_that_ended_last() -> None:
+    assert last_step(passages([10.0, 20.0, 15.0])) == pytest.approx(20.5)
 
 
 def test_a_log_line_is_a_moment_also_past_midnight() -> None:

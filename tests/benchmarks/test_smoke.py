@@ -20,7 +20,8 @@ def test_startup_knows_every_moment_in_its_order(store: Path) -> None:
     moments = startup.measure(store, augmenters=1)
     way = [
         "loader up", "loader serving", "stream opened", "load began", "load ended", "transform began",
-        "transform ended", "copy began", "copy ended", "train began", "train ended", "command returned",
+        "transform ended", "copy began", "copy ended", "train began", "train ended", "last step ended",
+        "command returned",
     ]  # fmt: skip
     assert {"trainer up", "augmenter-0 up", *way} <= set(moments)
     # A log's lines are whole milliseconds.
