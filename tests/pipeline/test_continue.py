@@ -12,7 +12,7 @@ import pytest
 from fourstage.rundir import read_json
 from tests.pipeline.harness import Services, complete_run, eventually, fourstage, services
 
-RECIPE = ("--settings", "demo", "--set", "batch_size=16", "--set", "train.epochs=2", "--set", "train.drop_epochs=[]")
+RECIPE = ("--settings", "demo", "--set", "batch_size=24", "--set", "train.epochs=2", "--set", "train.drop_epochs=[]")
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def test_a_batch_that_overtakes_the_streams_opening_is_not_lost(tmp_path: Path) 
     request = Open(
         stream=bytes(16), split="train", view=View("centre", CROP), batch_size=SAMPLES, remainder="keep", shuffle=True,
         seed=1, rank=0, world=1, start=0, epochs=1, end=0, window=0, fingerprint="", identity=b"", transport="inline",
-        receiver="", side="",
+        receiver="", side="", worker=b"",
     )  # fmt: skip
     with Bound(f"ipc://{tmp_path / 'loader'}") as loader:
         feed = Feed(loader.address, name="test", sockets=tmp_path)

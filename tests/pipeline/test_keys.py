@@ -96,7 +96,7 @@ def test_a_batch_stream_takes_its_keys_from_the_settings(store: Path, tmp_path: 
         with BatchStream(running.address, batch_size=BATCH, settings=with_keys) as stream:
             assert next(iter(stream))["images"].equal(expected["images"])
         with pytest.raises(PeerLostError, match="set keys"):
-            BatchStream(running.address, batch_size=BATCH, settings=wanted, timeout=4.0)
+            BatchStream(running.address, batch_size=BATCH, settings=wanted, timeout=2.0)
     with pytest.raises(SettingsError, match="keys"):
         BatchStream(store, batch_size=BATCH, settings=with_keys)
 

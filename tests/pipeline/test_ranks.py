@@ -106,15 +106,8 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ("columns", "data"),
-        pytest.param("columns", "none", marks=pytest.mark.slow),
-        pytest.param("none", "columns", marks=pytest.mark.slow),
-        pytest.param("data", "columns", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [("columns", "none"), ("none", "columns"), ("data", "columns")])
 def test_a_checkpoint_goes_on_in_any_mode(
     photographs: Path, tmp_path: Path, alone: dict[str, Any], before: str, after: str
 ) -> None:
@@ -163,19 +156,20 @@ def test_a_killed_trainer_ends_the_run_with_the_reason_and_resume_gives_the_same
     check_equal(outcome(photographs, run_dir, *arguments[len(NETWORK) :], "--resume"), alone, EXACT)
 
 
-def test_one_interrupt_stops_all_trainers_after_the_same_step(
-    photographs: Path, tmp_path: Path, alone: dict[str, Any]
+@pytest.mark.parametrize("after", ["data", pytest.param("columns", marks=pytest.mark.slow)])
+def test_one_interrupt_stops_both_columns_after_the_same_step_and_shares_of_the_batch_go_on(
+    photographs: Path, tmp_path: Path, alone: dict[str, Any], after: str
 ) -> None:
     run_dir = tmp_path / "run"
-    arguments = [*NARROW, *DOUBLE, "--max-steps", str(STEPS), *MODES["columns"]]
-    run = start_run(photographs, run_dir, *NETWORK, *arguments, *SLOW_STEPS)
+    arguments = [*NARROW, *DOUBLE, "--max-steps", str(STEPS)]
+    run = start_run(photographs, run_dir, *NETWORK, *arguments, *MODES["columns"], *SLOW_STEPS)
     run.reach(3)
     family = pids(run)
     os.kill(run.process.pid, signal.SIGINT)
     code, _, error = run.finish()
     assert code == 130, error
     assert not any(is_alive(pid) for pid in family)
-    check_equal(outcome(photographs, run_dir, *arguments, "--resume"), alone, EXACT)
+    check_equal(outcome(photographs, run_dir, *arguments, *MODES[after], "--resume"), alone, EXACT)
 
 
 def test_trainers_under_a_torchrun_of_ones_own(store: Path, tmp_path: Path) -> None:

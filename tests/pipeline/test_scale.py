@@ -52,7 +52,7 @@ def batches(run: Run, name: str) -> float:
 
 
 def test_scaled_up_and_down_while_it_runs_with_the_same_bytes(store: Path, tmp_path: Path, traces: Path) -> None:
-    plain = complete_run(store, tmp_path / "plain", *WORK, "--augmenters", "4")
+    plain = complete_run(store, tmp_path / "plain", *DRAIN, "--max-steps", str(STEPS), "--augmenters", "1")
     before = shared_memory()
     run = start_run(store, tmp_path / "run", *WORK, "--augmenters", "1")
     run.reach(5)

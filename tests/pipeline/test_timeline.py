@@ -3,6 +3,9 @@
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.pipeline.harness import CROP, complete_run, fourstage, start_run
 
@@ -22,14 +25,22 @@ def stays(trace: Path) -> dict[str, list[tuple[float, float, int]]]:
     return found
 
 
-def test_a_slow_device_never_waits_and_four_batches_are_in_four_stages(store: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def traced(store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """A run of 45 steps of a tenth of a second: its summary and directory."""
+    run_dir = tmp_path_factory.mktemp("traced") / "run"
     summary = complete_run(
-        store, tmp_path / "run", "--recipe", "drain", "--augmenters", "2", "--epochs", "4", "--trace", "--set",
+        store, run_dir, "--recipe", "drain", "--augmenters", "2", "--epochs", "3", "--trace", "--set",
         f"augmenter.crop={CROP}", "--set", "batch_size=16", "--set", "train.step_seconds=0.1",
     )  # fmt: skip
+    return summary, run_dir
+
+
+def test_a_slow_device_never_waits_and_four_batches_are_in_four_stages(traced: tuple[dict[str, Any], Path]) -> None:
+    summary, run_dir = traced
     assert summary["data_wait_fraction"] <= 0.02
-    found = stays(tmp_path / "run" / "trace.json")
-    assert {stage: len(found[stage]) for stage in STAGES} == dict.fromkeys(STAGES, 60)
+    found = stays(run_dir / "trace.json")
+    assert {stage: len(found[stage]) for stage in STAGES} == dict.fromkeys(STAGES, 45)
     # Steady: from the fifth batch on until the loader has read the last one.
     begin = sorted(found["train"])[4][0]
     end = max(begun for begun, _, _ in found["load"])
@@ -44,12 +55,9 @@ def test_a_slow_device_never_waits_and_four_batches_are_in_four_stages(store: Pa
     assert ascending / len(at) >= 0.95
 
 
-def test_the_trace_opens_in_perfetto(store: Path, tmp_path: Path) -> None:
-    complete_run(
-        store, tmp_path / "run", "--recipe", "drain", "--trace", "--set", f"augmenter.crop={CROP}", "--set",
-        "batch_size=60",
-    )  # fmt: skip
-    events = json.loads((tmp_path / "run" / "trace.json").read_text())["traceEvents"]
+def test_the_trace_opens_in_perfetto(traced: tuple[dict[str, Any], Path]) -> None:
+    _, run_dir = traced
+    events = json.loads((run_dir / "trace.json").read_text())["traceEvents"]
     assert {"M", "X", "b", "e", "s", "t", "f"} == {event["ph"] for event in events}
     for event in events:
         assert isinstance(event["ts"], int)
@@ -58,7 +66,7 @@ def test_the_trace_opens_in_perfetto(store: Path, tmp_path: Path) -> None:
             assert event["dur"] >= 0
     rows = {event["args"]["name"] for event in events if event["name"] == "process_name"}
     assert rows == set(STAGES)
-    assert not (tmp_path / "run" / "trace").exists()
+    assert not (run_dir / "trace").exists()
 
 
 def test_a_window_of_a_running_run_is_traced_on_request(store: Path, tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_another_batch_size_parts_behind_the_last_common_row(run_of: RunOf, tmp_
 
 
 def test_a_longer_run_is_equal_over_the_common_steps(run_of: RunOf) -> None:
-    short, long = run_of(*DRAIN), run_of(*DRAIN, "--epochs", "3", "--augmenters", "3")
+    short, long = run_of(*DRAIN), run_of(*DRAIN, "--epochs", "3")
     told = diff(short, long)
     assert told["equal"]
     assert (told["longer"], told["common_steps"], told["steps"]) == ("b", STEPS, [STEPS, 3 * BATCHES])
