@@ -366,6 +366,25 @@ def test_the_emptiest_stream_is_served_first() -> None:
     assert all(list(books.wanted(stream)) == [] for stream in (b"full", b"empty"))
 
 
+def test_several_streams_do_not_all_give_their_batches_to_the_same_worker() -> None:
+    streams = [b"%d" % number for number in range(4)]
+    books = Leases(TIMING)
+    for stream in streams:
+        books.open(stream, start=0, end=9, window=4)
+        books.loaded(stream, 0)
+    for name in "abcd":
+        books.join(name, IDENTITY, 0.0)
+        books.beat(name, seen=0, held=(), slots=[(stream, 3, 3) for stream in streams], now=0.0)
+    assert sorted(str(grant.worker) for grant in books.plan(0.0)) == ["a", "b", "c", "d"]
+
+
+def test_of_workers_with_as_much_to_do_the_one_that_keeps_a_slot_free_is_chosen() -> None:
+    books = Books()
+    books.employ("a", free=1)
+    books.employ("b", free=2)
+    assert books.give()[0] == ("b", 0)
+
+
 def test_an_automatic_window_holds_all_slots_and_one_batch_for_every_stage() -> None:
     books = Books(batches=50)
     assert books.window(S) == 4

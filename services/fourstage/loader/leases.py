@@ -90,18 +90,19 @@ class Leases:
         # Workers that served it under a loader before this one may have spoken first.
         for name, worker in self._workers.items():
             self._count_slots(stream, worker.slots.get(stream, 0))
-            self._vacancies[stream].put(name, worker.available(stream))
+            self._vacancies[stream].put(name, worker.available(stream), len(worker.holds))
         self.progress(stream, start, arrived, now=0.0)
 
     def close(self, stream: StreamId) -> None:
         """End a stream; its leases are void."""
         self._streams.pop(stream, None)
         self._vacancies.pop(stream, None)
-        for worker in self._workers.values():
+        for name, worker in self._workers.items():
             worker.unseen = [(number, unseen) for number, unseen in worker.unseen if unseen != stream]
             worker.holds = {held for held in worker.holds if held[0] != stream}
             worker.free.pop(stream, None)
             worker.slots.pop(stream, None)
+            self._count_free(name)
 
     def streams(self) -> list[StreamId]:
         return list(self._streams)
@@ -249,8 +250,9 @@ class Leases:
         return None
 
     def _choose(self, stream: StreamId, book: Book, batch: Batch, *, least: int) -> Worker | None:
-        """The worker with most free slots, and at least that many."""
-        for name in self._vacancies[stream].most_first(least):
+        """The worker that holds least, of those with at least that many free slots. It makes one batch at a time: by
+        its slots for this stream alone several streams would all choose the same one."""
+        for name in self._vacancies[stream].idlest_first(least):
             if name not in batch.holders and self._makes(name, book):
                 return name
         return None
@@ -265,7 +267,6 @@ class Leases:
         book.redispatched += again
         batch.leases += 1
         self._hold(name, stream, seq, Holding(worker.numbers, now, head))
-        self._vacancies[stream].put(name, worker.available(stream))
         return Grant(name, stream, seq, worker.numbers, head, again)
 
     # What the state means
@@ -325,12 +326,14 @@ class Leases:
         book = self._streams[stream]
         book.batches[seq].holders[name] = holding
         self._workers[name].holds.add((stream, seq))
+        self._count_free(name)
         book.settle(seq)
 
     def _let_go(self, name: Worker, stream: StreamId, seq: int) -> Holding:
         book = self._streams[stream]
         self._workers[name].holds.discard((stream, seq))
         holding = book.batches[seq].holders.pop(name)
+        self._count_free(name)
         book.settle(seq)
         return holding
 
@@ -342,6 +345,7 @@ class Leases:
             book.lease_seconds += 0.2 * (max(0.0, seconds) - book.lease_seconds)
         for name in batch.holders:
             self._workers[name].holds.discard((stream, seq))
+            self._count_free(name)
         batch.holders.clear()
         batch.arrived = True
         book.settle(seq)
@@ -371,7 +375,7 @@ class Leases:
         for stream, total in worker.slots.items():
             self._count_slots(stream, -total)
         for vacancies in self._vacancies.values():
-            vacancies.put(name, 0)
+            vacancies.put(name, 0, 0)
 
     def _count_slots(self, stream: StreamId, more: int) -> None:
         if more and (book := self._streams.get(stream)) is not None:
@@ -381,4 +385,4 @@ class Leases:
     def _count_free(self, name: Worker) -> None:
         worker = self._workers[name]
         for stream, vacancies in self._vacancies.items():
-            vacancies.put(name, worker.available(stream))
+            vacancies.put(name, worker.available(stream), len(worker.holds))
