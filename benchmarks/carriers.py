@@ -17,7 +17,7 @@ Three measurements, 128 rows each:
 """
 
 import argparse
-import multiprocessing
+import os
 import statistics
 import subprocess
 import sys
@@ -27,43 +27,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zmq
 
 from benchmarks.bench import cpu_seconds, make_store, run_command, spread, write_figures
+from benchmarks.loopback import (
+    DRAWS,
+    IDENTITY,
+    ROWS,
+    STREAM,
+    TIMES,
+    WARM_UP,
+    batch_message,
+    copy_rate,
+    inline_rate,
+    samples,
+)
 from benchmarks.machine import machine
 from fourstage import rundir
-from fourstage.arena import Arena, slot_bytes_for
 from fourstage.augmenter.decode import make_decoder
 from fourstage.augmenter.draws import draw
 from fourstage.augmenter.transform import transform
 from fourstage.store import open_store
 from fourstage.views import View
 from fourstage.wire.codec import decode_body, encode_body
-from fourstage.wire.messages import Batch, Beat, Hello, Holds, Lease, Message, Progress, Samples, Times, Usage
+from fourstage.wire.messages import Beat, Hello, Holds, Lease, Message, Progress, Samples, Usage
 from fourstage.wire.sockets import Bound, Dialled, Payload, Waiter
 
-ROWS, CROP = 128, 224
-PIXEL_BYTES = ROWS * CROP * CROP * 3
 TARGET_GIGABYTES = 1.5
 TINY = 8
-_STREAM = bytes(16)
-_IDENTITY = bytes(16)
-_TIMES = Times(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
-_DRAWS = bytes(21 * ROWS)
-_ON_THE_WAY = 2
-_WARM_UP = 5
-_LARGEST = 1 << 31
-
-
-def samples() -> Samples:
-    """Of one batch, with keys as long as ImageNet's."""
-    keys = tuple(f"n01440764/n01440764_{number:05d}.JPEG" for number in range(ROWS))
-    return Samples(indices=bytes(8 * ROWS), labels=bytes(4 * ROWS), keys=keys)
-
-
-def batch_message(seq: int, slot: int) -> Batch:
-    """The BATCH of one batch."""
-    return Batch(_STREAM, seq, session=1, number=seq + 1, slot=slot, rows=ROWS, identity=_IDENTITY, times=_TIMES)
 
 
 class Ends:
@@ -75,7 +65,7 @@ class Ends:
         self._at_bound, self._at_dialled = Waiter(), Waiter()
         self._at_bound.add(self.bound)
         self._at_dialled.add(self.dialled)
-        hello = Hello(1, "augmenter", bytes(16), 1, "carriers", "0", _IDENTITY)
+        hello = Hello(1, "augmenter", bytes(16), 1, "carriers", "0", IDENTITY)
         while not self.dialled.send(hello):
             time.sleep(0.01)
         self.peer = self._receive_up()[0]
@@ -107,21 +97,32 @@ def carry(ends: Ends, seq: int) -> None:
     """All that is said of one batch, one after another."""
     packed = encode_body(samples())
     sizes = bytes(4 * ROWS)
-    lease = Lease(_STREAM, seq, 1, seq + 1, head=False, epoch=0, first=0, rows=ROWS, slot=1, sizes=sizes, times=_TIMES)
+    lease = Lease(STREAM, seq, 1, seq + 1, head=False, epoch=0, first=0, rows=ROWS, slot=1, sizes=sizes, times=TIMES)
     passed_on = bytes(ends.down(lease, (packed,))[0])
-    arrived = ends.up(batch_message(seq, slot=1), (passed_on, _DRAWS))
+    arrived = ends.up(batch_message(seq, slot=1), (passed_on, DRAWS))
     decode_body(Samples, arrived[0])
-    ends.up(Progress(_STREAM, seq, (seq,)))
-    ends.down(Holds(_STREAM, 1, seq + 1, ()))
-    ends.up(Progress(_STREAM, seq + 1, ()))
-    ends.up(Beat(seq + 1, ((_STREAM, seq + 1), (_STREAM, seq + 2)), ((_STREAM, 1, 3),), Usage(seq, 1.0, 1.0, 1.0)))
+    ends.up(Progress(STREAM, seq, (seq,)))
+    ends.down(Holds(STREAM, 1, seq + 1, ()))
+    ends.up(Progress(STREAM, seq + 1, ()))
+    ends.up(Beat(seq + 1, ((STREAM, seq + 1), (STREAM, seq + 2)), ((STREAM, 1, 3),), Usage(seq, 1.0, 1.0, 1.0)))
 
 
-def messages_cost(batches: int) -> float:
-    """CPU microseconds of all messages of one batch."""
+def messages_cost(batches: int, *, one_core: bool = False) -> float:
+    """CPU microseconds of all messages of one batch. one_core: all threads share one, as where every core decodes;
+    elsewhere each message wakes an idle core, which in a virtual machine costs more than the message."""
+    cores = os.sched_getaffinity(0)
+    if one_core:
+        os.sched_setaffinity(0, {min(cores)})
+    try:
+        return _messages_cost(batches)
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def _messages_cost(batches: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         ends = Ends(Path(folder))
-        for seq in range(_WARM_UP):
+        for seq in range(WARM_UP):
             carry(ends, seq)
         began = time.process_time()
         for seq in range(batches):
@@ -183,95 +184,6 @@ def reading(run: "subprocess.Popen[str]", run_dir: Path, *, after: int) -> tuple
     sys.exit(run.communicate()[1])
 
 
-def send_batches(address: str, batches: int) -> None:
-    """The sending process: ``batches`` whole BATCHes, never more than two without a HOLDS."""
-    arena = Arena.create(_ON_THE_WAY + 1, slot_bytes_for(PIXEL_BYTES))
-    for slot in range(arena.slots):
-        arena.slot(slot, PIXEL_BYTES)[:] = bytes([slot]) * PIXEL_BYTES
-    packed = encode_body(samples())
-    with Dialled(address, server="trainer") as socket:
-        waiter = Waiter()
-        waiter.add(socket)
-        sent = acknowledged = 0
-        while acknowledged < batches:
-            if sent < min(batches, acknowledged + _ON_THE_WAY):
-                pixels = arena.slot(sent % arena.slots, PIXEL_BYTES)
-                if socket.send(batch_message(sent, slot=-1), (packed, _DRAWS, pixels)):
-                    sent += 1
-                    continue
-            waiter.wait(0.05)
-            while (received := socket.receive()) is not None:
-                if isinstance(received[0], Holds):
-                    acknowledged = received[0].seen
-
-
-def inline_rate(batches: int) -> float:
-    """10^9 bytes of pixels a second over loopback, from the first batches on."""
-    with Bound("tcp://127.0.0.1:0", max_frame=_LARGEST) as bound:
-        waiter = Waiter()
-        waiter.add(bound)
-        sender = multiprocessing.get_context("spawn").Process(
-            target=send_batches, args=(bound.address, batches + _WARM_UP)
-        )
-        sender.start()
-        arrived, began = 0, 0.0
-        while arrived < batches + _WARM_UP:
-            waiter.wait(0.1)
-            if not sender.is_alive() and arrived == 0:
-                sys.exit("the sending process has ended")
-            while (received := bound.receive()) is not None:
-                peer, message, payload = received
-                if not isinstance(message, Batch) or len(payload[2]) != PIXEL_BYTES:
-                    sys.exit(f"no batch: {message}")
-                decode_body(Samples, payload[0])
-                arrived += 1
-                if arrived == _WARM_UP:
-                    began = time.perf_counter()
-                bound.send(peer, Holds(_STREAM, 1, message.number, ()))
-        seconds = time.perf_counter() - began
-        sender.join()
-    return batches * PIXEL_BYTES / seconds / 1e9
-
-
-def copy_batches(address: str, batches: int) -> None:
-    """The sending process of the bare copy: the pixels of ``batches`` from one memory, two of them on the way."""
-    pixels = np.ones(PIXEL_BYTES, np.uint8).data
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    with context.socket(zmq.PAIR) as socket:
-        socket.connect(address)
-        for sent in range(batches + _ON_THE_WAY):
-            if sent < batches:
-                socket.send(pixels, copy=False)
-            if sent >= _ON_THE_WAY:
-                socket.recv()
-    context.term()
-
-
-def copy_rate(batches: int) -> float:
-    """10^9 bytes a second of the same pixels by plain ZeroMQ over loopback, from the first batches on."""
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    with context.socket(zmq.PAIR) as socket:
-        port = socket.bind_to_random_port("tcp://127.0.0.1")
-        sender = multiprocessing.get_context("spawn").Process(
-            target=copy_batches, args=(f"tcp://127.0.0.1:{port}", batches + _WARM_UP)
-        )
-        sender.start()
-        began = 0.0
-        for number in range(1, batches + _WARM_UP + 1):
-            while not socket.poll(1000):
-                if not sender.is_alive():
-                    sys.exit("the sending process has ended")
-            if len(socket.recv(copy=False).buffer) != PIXEL_BYTES:
-                sys.exit("not the pixels of a batch")
-            if number == _WARM_UP:
-                began = time.perf_counter()
-            socket.send(b"")
-        seconds = time.perf_counter() - began
-        sender.join()
-    context.term()
-    return batches * PIXEL_BYTES / seconds / 1e9
-
-
 def main() -> None:
     """Parse, measure, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -282,16 +194,21 @@ def main() -> None:
     arguments = parser.parse_args()
     before = machine()
     messages = spread([messages_cost(arguments.batches) for _ in range(arguments.rounds)])
+    on_one = spread([messages_cost(arguments.batches, one_core=True) for _ in range(arguments.rounds)])
     with tempfile.TemporaryDirectory() as folder:
         store = make_store(Path(folder), images=20 * ROWS, size=TINY)
         decoding = spread([transform_cost(store, max(1, arguments.batches // 10)) for _ in range(arguments.rounds)])
         processes = processes_cost(store, arguments.rounds, arguments.seconds)
     beyond = spread([sum(entry.values()) - decoding["median"] for entry in processes])
-    sent = max(_WARM_UP, arguments.batches // 10)
+    sent = max(WARM_UP, arguments.batches // 10)
     copies, inlines = zip(*((copy_rate(sent), inline_rate(sent)) for _ in range(arguments.rounds)), strict=True)
     copy, inline = spread(copies), spread(inlines)
     print(f"{'µs of CPU for a batch of 128':<44}{'median':>9}{'least':>9}{'most':>9}")
-    lines = {"messages alone": messages, "draws and decoding of tiny images alone": decoding}
+    lines = {
+        "messages alone": messages,
+        "messages alone, on one core": on_one,
+        "draws and decoding of tiny images alone": decoding,
+    }
     lines |= {f"  {name}": spread([entry[name] for entry in processes]) for name in processes[0]}
     for name, figures in (lines | {"all processes but draws and decoding": beyond}).items():
         print(f"{name:<44}" + "".join(f"{figures[key]:>9,.0f}" for key in ("median", "least", "most")))
@@ -303,6 +220,7 @@ def main() -> None:
     told: dict[str, Any] = {
         "machine": before,
         "messages_microseconds": messages,
+        "messages_on_one_core_microseconds": on_one,
         "decoding_microseconds": decoding,
         "processes_microseconds": {n: statistics.median(entry[n] for entry in processes) for n in names},
         "rounds": processes,

@@ -11,7 +11,7 @@ The second table takes the parts one by one, alone in one thread of this process
 - ``draw``: offsets, reflections and colour shifts
 - ``decode``: whole images, nothing else
 - ``crop``: the transform of a batch less its decoding: crop or reflection into a slot
-- ``messages``: all that is said of a batch, over Unix sockets, written and read (``benchmarks.carriers``)
+- ``messages``: all that is said of a batch, over Unix sockets, written and read on one core (``benchmarks.carriers``)
 - ``unpack``: what the trainer checks of a batch that came: samples against the order, labels, draws
 - ``digest``: the receipt's, of keys, labels and draws
 
@@ -196,7 +196,7 @@ def parts_cost(store: Path, batches: int) -> dict[str, dict[str, float]]:
     found = [parts(seq) for seq in range(batches)]
     parts.close()
     figures = {name: spread([entry[name] / ROWS * 1e6 for entry in found]) for name in found[0]}
-    return figures | {"messages": spread([messages_cost(_MESSAGE_BATCHES) / ROWS for _ in range(3)])}
+    return figures | {"messages": spread([messages_cost(_MESSAGE_BATCHES, one_core=True) / ROWS for _ in range(3)])}
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from benchmarks.pipeline import pipeline_rate, raw_rate
 def main() -> None:
     """Parse, measure, report."""
     cores = len(os.sched_getaffinity(0))
-    usual = ",".join(str(number) for number in _doubling(2 * cores))
+    usual = ",".join(str(number) for number in doubling(2 * cores))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, required=True, help="store of 256x256 images")
     parser.add_argument("--augmenters", default=usual, help="numbers of augmenters")
@@ -51,7 +51,7 @@ def main() -> None:
     write_figures(arguments.json, {"machine": before, "augmenters": found})
 
 
-def _doubling(most: int) -> list[int]:
+def doubling(most: int) -> list[int]:
     """1, 2, 4 … up to ``most``."""
     numbers = [1]
     while 2 * numbers[-1] <= most:

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from benchmarks import carriers, pipeline, prepare, scheduler, stages
+from benchmarks import loopback, pipeline, prepare, scheduler, stages
 from fourstage.demo import CLASSES, draw_photograph
 from fourstage.store import open_store
 from fourstage.store.prepare import prepare as prepare_store
@@ -102,7 +102,7 @@ def test_the_bare_loop_makes_the_statistics_that_prepare_makes(
 def test_frames_and_holds_leave_most_of_plain_zeromqs_speed() -> None:
     # About 0.8: pixels take the same way through the kernel, beside them go keys, draws and answers.
     def measure() -> float:
-        return in_turn(lambda: carriers.inline_rate(25), lambda: carriers.copy_rate(25))
+        return in_turn(lambda: loopback.inline_rate(25), lambda: loopback.copy_rate(25))
 
     assert best(measure, least=0.5) >= 0.5
 

@@ -4,8 +4,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from benchmarks.bench import make_store
 
-from benchmarks import carriers, scheduler, stages, startup
+from benchmarks import carriers, cost, loopback, pipeline, reads, scaling, scheduler, stages, startup
+from fourstage.store import open_store
 from fourstage.trace import STAGE_ROWS
 
 
@@ -46,4 +48,28 @@ def test_carriers_knows_each_process_and_the_wire(store: Path) -> None:
 
 
 def test_carriers_moves_whole_batches_between_two_processes() -> None:
-    assert carriers.inline_rate(5) > 0
+    assert loopback.inline_rate(5) > 0
+
+
+def test_cost_knows_every_process_and_every_part(tmp_path: Path) -> None:
+    whole = make_store(tmp_path, images=2 * cost.ROWS, size=256)
+    spent = cost.processes_cost(whole, 1, 0.2)
+    assert {"loader, main", "augmenter, main", "trainer, main", "run"} <= set(spent)
+    assert cost.raw_cost(pipeline.Images(whole), 2, 20) > 0
+    parts = cost.parts_cost(whole, batches=2)
+    assert set(parts) == {"read", "draw", "decode", "crop", "unpack", "digest", "messages"}
+    assert all(parts[name]["median"] > 0 for name in parts if name != "crop")
+
+
+def test_reads_reads_a_whole_epoch_cold_or_warm(tmp_path: Path) -> None:
+    split = open_store(make_store(tmp_path, images=2 * reads.ROWS, size=8)).split("train")
+    reads.forget(split)
+    for threads in (1, 3):
+        figures = reads.read_epoch(split, threads)
+        assert figures["images_per_second"] > 0
+        assert figures["megabytes_per_second"] > 0
+
+
+def test_scaling_doubles_up_to_twice_the_cores() -> None:
+    assert scaling.doubling(4) == [1, 2, 4]
+    assert scaling.doubling(7) == [1, 2, 4]

@@ -1,6 +1,6 @@
 """Who is connected to the loader, and under which connection."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,6 +34,10 @@ class Clients:
         self._by_peer: dict[Peer, Client] = {}
         self._past = Usage()
         """What augmenters did that are gone."""
+        self.owned: set[bytes] = set()
+        """Augmenters that belong to a trainer: they make the batches of its streams and no others."""
+        self.trainers_lost: set[str] = set()
+        """By name: a trainer that comes back is another process."""
 
     def __iter__(self) -> Iterator[Client]:
         return iter(list(self._clients.values()))
@@ -67,6 +71,18 @@ class Clients:
     def having(self, role: Literal["augmenter", "trainer"]) -> list[Client]:
         """All clients of a role, in the order they came."""
         return [client for client in self._clients.values() if client.hello.role == role]
+
+    def augmenters(self) -> list[Client]:
+        """Those that work for anybody."""
+        return [client for client in self.having("augmenter") if client.uuid not in self.owned]
+
+    def may_serve(self, augmenter: Client, owner: bytes) -> bool:
+        """Whether an augmenter is to know of a stream. owner: the one that alone makes its batches; empty: anybody."""
+        return augmenter.uuid == owner if owner else augmenter.uuid not in self.owned
+
+    def disown(self, but: Iterable[bytes]) -> None:
+        """Forget who belonged to a trainer, but those that are connected and these."""
+        self.owned &= {*but, *self._clients}
 
     def work(self) -> Usage:
         """What all augmenters did together, those that are gone included."""

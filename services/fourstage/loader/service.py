@@ -15,6 +15,7 @@ from fourstage.errors import FourstageError, PeerError
 from fourstage.loader.clients import Client, Clients
 from fourstage.loader.leases import Grant, Leases, Timing
 from fourstage.loader.readahead import ReadAhead
+from fourstage.loader.report import Report
 from fourstage.loader.streams import LoaderStream, open_stream
 from fourstage.process import StopFlag, socket_path
 from fourstage.settings import LoaderSettings
@@ -38,7 +39,6 @@ from fourstage.wire.messages import (
     Pong,
     Progress,
     Refused,
-    Stages,
     Stream,
     Times,
     Welcome,
@@ -102,10 +102,7 @@ class LoaderService:
         self._clients = Clients()
         self._hung_up: dict[bytes, float] = {}
         """Clients whose side connection has hung up, and when they are taken for dead."""
-        self._owned: set[bytes] = set()
-        """Augmenters that belong to a trainer: they make the batches of its streams and no others."""
-        self._trainers_lost: set[str] = set()
-        """By name: a trainer that comes back is another process."""
+        self._report = Report(telemetry, self._meter, self._leases, self._streams, self._clients)
         telemetry.gauge("fourstage_augmenters_expected").set(settings.expect_augmenters)
         for source in (self._socket, self._read_ahead.wake, stop.reader):
             self._waiter.add(source)
@@ -200,12 +197,12 @@ class LoaderService:
         if new:
             log.info("%s %s joined (build %s)", hello.role, hello.name, hello.build)
         self._socket.send(peer, self._welcome(client))
-        self._trainers_lost.discard(hello.name)
+        self._clients.trainers_lost.discard(hello.name)
         if hello.role == "augmenter":
             self._leases.join(hello.peer, hello.identity, now)
             for stream in self._streams.values():
                 self._announce(client, stream)
-        self._count_peers()
+        self._report.peers()
 
     def _welcome(self, client: Client) -> Welcome:
         """The answer to HELLO, and to augmenters the heartbeat as well: complete, like all state here."""
@@ -236,13 +233,13 @@ class LoaderService:
         if (client := self._clients.get(uuid)) is None:
             return
         log.warning("%s is gone", client.name)
-        if client.hello.role == "augmenter" and client.uuid not in self._owned:
+        if client.hello.role == "augmenter" and client.uuid not in self._clients.owned:
             self._telemetry.counter("fourstage_workers_died_total").inc()
         self._forget(client, died=True)
 
     def _forget(self, client: Client, *, died: bool) -> None:
         if died and client.hello.role == "trainer":
-            self._trainers_lost.add(client.name)
+            self._clients.trainers_lost.add(client.name)
         self._clients.forget(client)
         self._door.drop(client.uuid)
         for uuid, stream in list(self._streams.items()):
@@ -251,8 +248,8 @@ class LoaderService:
         for uuid, seq in self._leases.leave(client.uuid, died=died):
             keys = self._streams[uuid].split.keys(self._streams[uuid].order.indices(seq))
             self._fail(self._streams[uuid], seq, -1, f"three workers died over this batch, one of {', '.join(keys)}")
-        self._owned &= {stream.spec.worker for stream in self._streams.values()} | {each.uuid for each in self._clients}
-        self._count_peers()
+        self._clients.disown(stream.spec.worker for stream in self._streams.values())
+        self._report.peers()
 
     # Streams
 
@@ -273,8 +270,8 @@ class LoaderService:
             )  # fmt: skip
             log.info("%s opened %s: %s, batches %d to %d", client.name, stream.name, spec.split, spec.start, stream.end)
             if spec.worker:
-                self._owned.add(spec.worker)
-                self._count_peers()
+                self._clients.owned.add(spec.worker)
+                self._report.peers()
             for augmenter in self._clients.having("augmenter"):
                 self._announce(augmenter, stream)
         self._send_opened(client, stream)
@@ -297,7 +294,7 @@ class LoaderService:
     def _announce(self, client: Client, stream: LoaderStream) -> None:
         """Tell an augmenter of a stream that may be for it; the arena goes over the side connection, first."""
         spec = stream.spec
-        if not self._is_for(client, stream):
+        if not self._clients.may_serve(client, spec.worker):
             return
         if not self._leases.serves(client.uuid, spec.stream):
             wanted = self._leases.identity(spec.stream).hex()
@@ -325,15 +322,14 @@ class LoaderService:
 
     def _hand_over(self, client: Client, stream: LoaderStream) -> None:
         connection = self._door.connection(client.uuid)
-        if connection is not None and stream.spec.transport == "arena" and self._is_for(client, stream):
+        if (
+            connection is not None
+            and stream.spec.transport == "arena"
+            and self._clients.may_serve(client, stream.spec.worker)
+        ):
             arena = stream.arena
             packet = side.Packet(self._uuid, stream.spec.stream, arena.slots, arena.slot_bytes)
             side.send(connection, packet, arena.descriptor)
-
-    def _is_for(self, client: Client, stream: LoaderStream) -> bool:
-        """Whether an augmenter is to know of a stream: one that belongs to a trainer knows its streams alone."""
-        own = stream.spec.worker
-        return client.uuid == own if own else client.uuid not in self._owned
 
     def _on_progress(self, client: Client, message: Progress, now: float) -> None:
         stream = self._streams.get(message.stream)
@@ -429,63 +425,10 @@ class LoaderService:
                 log.warning("%s was silent for %.0f s: forgotten", client.name, silent)
                 self._forget(client, died=True)
         self._read_ahead.account(now)
-        self._report()
+        self._report.gauges()
         for client in self._clients:
-            beat = self._stages(client) if client.hello.role == "trainer" else self._welcome(client)
+            beat = self._report.stages(client) if client.hello.role == "trainer" else self._welcome(client)
             self._socket.send(client.peer, beat)
-
-    def _stages(self, client: Client) -> Stages:
-        """What this trainer's streams look like from here."""
-        uuids = [uuid for uuid, stream in self._streams.items() if stream.client == client.uuid]
-        counts = [self._leases.counts(uuid) for uuid in uuids]
-        return Stages(
-            load=self._meter.usage,
-            transform=self._clients.work(),
-            augmenters=len(self._augmenters()),
-            leased=sum(leased for leased, _ in counts),
-            loaded=sum(loaded for _, loaded in counts),
-            window=max((self._leases.window(uuid) for uuid in uuids), default=0),
-            redispatched=sum(self._leases.redispatched(uuid) for uuid in uuids),
-            waiting=self._why_waiting(uuids),
-        )
-
-    def _why_waiting(self, uuids: list[bytes]) -> str:
-        for uuid in uuids:
-            stream = self._streams[uuid]
-            workers = [worker for worker in self._clients.having("augmenter") if self._is_for(worker, stream)]
-            if not workers:
-                if stream.spec.worker:
-                    return "the trainer's own decoder is not connected"
-                return "no augmenter is connected"
-            if not any(self._leases.serves(worker.uuid, uuid) for worker in workers):
-                pinned = self._leases.identity(uuid).hex()
-                return f"no augmenter makes the pixels of this run ({pinned}): another decoder or version"
-        return ""
-
-    def _report(self) -> None:
-        gauge, streams = self._telemetry.gauge, self._streams.values()
-        counts = [self._leases.counts(uuid) for uuid in self._streams]
-        slots, free = sum(stream.arena.slots for stream in streams), sum(len(stream.free) for stream in streams)
-        gauge("fourstage_queue_items", "leased").set(sum(leased for leased, _ in counts))
-        gauge("fourstage_queue_items", "loaded").set(sum(loaded for _, loaded in counts))
-        room = sum(min(self._leases.window(uuid), stream.arena.slots) for uuid, stream in self._streams.items())
-        gauge("fourstage_queue_capacity_items", "loaded").set(room)
-        held = sum(map(self._leases.credits, self._streams))
-        gauge("fourstage_queue_capacity_items", "leased").set(held)
-        gauge("fourstage_window_batches").set(max(map(self._leases.window, self._streams), default=0))
-        gauge("fourstage_streams").set(len(streams))
-        gauge("fourstage_arena_bytes").set(sum(stream.arena.slots * stream.arena.slot_bytes for stream in streams))
-        gauge("fourstage_slots", "free").set(free)
-        gauge("fourstage_slots", "used").set(slots - free)
-
-    def _augmenters(self) -> list[Client]:
-        """Those that work for anybody."""
-        return [client for client in self._clients.having("augmenter") if client.uuid not in self._owned]
-
-    def _count_peers(self) -> None:
-        self._telemetry.gauge("fourstage_trainers_lost").set(len(self._trainers_lost))
-        self._telemetry.gauge("fourstage_peers", "augmenter").set(len(self._augmenters()))
-        self._telemetry.gauge("fourstage_peers", "trainer").set(len(self._clients.having("trainer")))
 
 
 def _bind_address(address: str, sockets: Path) -> str:
