@@ -69,8 +69,8 @@ def fourstage(work: Work) -> tuple[Measurement, dict[str, str]]:
     images = max(1, round(work.images / epoch)) * epoch
     try:
         rate, _ = pipeline_rate(work.store, work.workers, images, "arena")
-    except subprocess.CalledProcessError as error:
-        raise NotMeasuredError(_last_line(str(error.stderr))) from error
+    except SystemExit as end:
+        raise NotMeasuredError(_last_line(str(end))) from end
     return Measurement(images, images / rate, None), {}
 
 
