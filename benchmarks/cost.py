@@ -62,7 +62,8 @@ def processes_cost(store: Path, augmenters: int, seconds: float) -> dict[str, fl
     """Microseconds per image of each process of a run, by the kind of its threads."""
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
-        command = run_command(store, run_dir, augmenters, {}, "--epochs", "1000000")
+        # Every batch has as many images.
+        command = run_command(store, run_dir, augmenters, {"remainder": "drop"}, "--epochs", "1000000")
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
             try:
                 before_step, before = _reading(run, run_dir, after=_WARM_UP_STEPS)

@@ -54,11 +54,14 @@ class _Worker:
     holds: set[tuple[StreamId, int]] = field(default_factory=set)
     """Batches that name it as a holder."""
 
-    def available(self, stream: StreamId) -> int:
-        """Free slots less the leases that the worker had not seen when it counted them."""
+    def available(self) -> dict[StreamId, int]:
+        """Free slots of each stream less the leases that the worker had not seen when it counted them."""
         if self.silent:
-            return 0
-        return self.free.get(stream, 0) - sum(1 for _, unseen in self.unseen if unseen == stream)
+            return {}
+        available = dict(self.free)
+        for _, stream in self.unseen:
+            available[stream] = available.get(stream, 0) - 1
+        return available
 
 
 class Leases:
@@ -90,7 +93,7 @@ class Leases:
         # Workers that served it under a loader before this one may have spoken first.
         for name, worker in self._workers.items():
             self._count_slots(stream, worker.slots.get(stream, 0))
-            self._vacancies[stream].put(name, worker.available(stream), len(worker.holds))
+            self._count_free(name)
         self.progress(stream, start, arrived, now=0.0)
 
     def close(self, stream: StreamId) -> None:
@@ -267,6 +270,7 @@ class Leases:
         book.redispatched += again
         batch.leases += 1
         self._hold(name, stream, seq, Holding(worker.numbers, now, head))
+        self._vacancies[stream].put(name, worker.available().get(stream, 0), len(worker.holds))
         return Grant(name, stream, seq, worker.numbers, head, again)
 
     # What the state means
@@ -326,14 +330,14 @@ class Leases:
         book = self._streams[stream]
         book.batches[seq].holders[name] = holding
         self._workers[name].holds.add((stream, seq))
-        self._count_free(name)
+        self._count_held(name)
         book.settle(seq)
 
     def _let_go(self, name: Worker, stream: StreamId, seq: int) -> Holding:
         book = self._streams[stream]
         self._workers[name].holds.discard((stream, seq))
         holding = book.batches[seq].holders.pop(name)
-        self._count_free(name)
+        self._count_held(name)
         book.settle(seq)
         return holding
 
@@ -345,7 +349,7 @@ class Leases:
             book.lease_seconds += 0.2 * (max(0.0, seconds) - book.lease_seconds)
         for name in batch.holders:
             self._workers[name].holds.discard((stream, seq))
-            self._count_free(name)
+            self._count_held(name)
         batch.holders.clear()
         batch.arrived = True
         book.settle(seq)
@@ -384,5 +388,11 @@ class Leases:
 
     def _count_free(self, name: Worker) -> None:
         worker = self._workers[name]
+        available, held = worker.available(), len(worker.holds)
         for stream, vacancies in self._vacancies.items():
-            vacancies.put(name, worker.available(stream), len(worker.holds))
+            vacancies.put(name, available.get(stream, 0), held)
+
+    def _count_held(self, name: Worker) -> None:
+        held = len(self._workers[name].holds)
+        for vacancies in self._vacancies.values():
+            vacancies.hold(name, held)

@@ -12,11 +12,16 @@ class Vacancies:
     """The workers with a free slot for one stream."""
 
     def __init__(self) -> None:
+        self._free: dict[Worker, int] = {}
         self._places: dict[Worker, _Place] = {}
         self._workers: dict[_Place, dict[Worker, None]] = {}
 
     def put(self, worker: Worker, free: int, held: int) -> None:
         """A worker has that many free slots for this stream now, and holds that many batches of all streams."""
+        if free > 0:
+            self._free[worker] = free
+        else:
+            self._free.pop(worker, None)
         place = (held, free == 1) if free > 0 else None
         before = self._places.get(worker)
         if place == before:
@@ -31,6 +36,11 @@ class Vacancies:
         else:
             self._places[worker] = place
             self._workers.setdefault(place, {})[worker] = None
+
+    def hold(self, worker: Worker, held: int) -> None:
+        """A worker holds that many batches of all streams now."""
+        if (free := self._free.get(worker)) is not None:
+            self.put(worker, free, held)
 
     def idlest_first(self, least: int) -> Iterator[Worker]:
         """Workers with at least that many free slots, 1 or 2, those first that hold least, of these those with more
