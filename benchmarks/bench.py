@@ -5,6 +5,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from fourstage import rundir
 from fourstage.store.prepare import prepare
 
 
@@ -46,6 +48,20 @@ def complete(command: list[str]) -> dict[str, Any]:
         sys.exit(done.stderr)
     summary: dict[str, Any] = json.loads(done.stdout)
     return summary
+
+
+def next_step(run: "subprocess.Popen[str]", run_dir: Path, *, after: int) -> int:
+    """Wait for the next step above ``after`` that a run tells of; where it has ended its words are the last."""
+    seen = None
+    while run.poll() is None:
+        time.sleep(0.005)
+        if not (run_dir / rundir.STATUS).is_file():
+            continue
+        step = int(rundir.read_json(run_dir / rundir.STATUS)["step"])
+        if seen is not None and step > max(seen, after):
+            return step
+        seen = step
+    sys.exit(run.communicate()[1])
 
 
 def thread_seconds(pid: int) -> dict[str, float]:

@@ -20,7 +20,6 @@ import argparse
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -28,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.bench import cpu_seconds, make_store, run_command, spread, write_figures
+from benchmarks.bench import cpu_seconds, make_store, next_step, run_command, spread, write_figures
 from benchmarks.loopback import (
     DRAWS,
     IDENTITY,
@@ -169,19 +168,11 @@ def processes_cost(store: Path, rounds: int, seconds: float) -> list[dict[str, f
 
 
 def reading(run: "subprocess.Popen[str]", run_dir: Path, *, after: int) -> tuple[int, dict[str, float]]:
-    """The next step above ``after`` that the run tells of, and the CPU seconds of its processes at that moment."""
-    seen = None
-    while run.poll() is None:
-        time.sleep(0.005)
-        if not (run_dir / rundir.STATUS).is_file():
-            continue
-        step = int(rundir.read_json(run_dir / rundir.STATUS)["step"])
-        if seen is not None and step > max(seen, after):
-            listed = rundir.read_json(run_dir / "processes.json")
-            cpu = {name.partition("-")[0]: cpu_seconds(entry["pid"]) for name, entry in listed.items()}
-            return step, cpu | {"run": cpu_seconds(run.pid)}
-        seen = step
-    sys.exit(run.communicate()[1])
+    """The next step above ``after``, and the CPU seconds of the run's processes at that moment."""
+    step = next_step(run, run_dir, after=after)
+    listed = rundir.read_json(run_dir / "processes.json")
+    cpu = {name.partition("-")[0]: cpu_seconds(entry["pid"]) for name, entry in listed.items()}
+    return step, cpu | {"run": cpu_seconds(run.pid)}
 
 
 def main() -> None:

@@ -22,7 +22,6 @@ import argparse
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -31,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.bench import run_command, spread, thread_seconds, write_figures
+from benchmarks.bench import next_step, run_command, spread, thread_seconds, write_figures
 from benchmarks.carriers import messages_cost
 from benchmarks.machine import machine
 from benchmarks.pipeline import Images, decode_all
@@ -76,23 +75,15 @@ def processes_cost(store: Path, augmenters: int, seconds: float) -> dict[str, fl
 
 
 def _reading(run: "subprocess.Popen[str]", run_dir: Path, *, after: int) -> tuple[int, dict[str, float]]:
-    """The next step above ``after`` that the run tells of, and the CPU seconds of its processes at that moment."""
-    seen = None
-    while run.poll() is None:
-        time.sleep(0.005)
-        if not (run_dir / rundir.STATUS).is_file():
-            continue
-        step = int(rundir.read_json(run_dir / rundir.STATUS)["step"])
-        if seen is not None and step > max(seen, after):
-            found: dict[str, float] = {"run": sum(thread_seconds(run.pid).values())}
-            for name, entry in rundir.read_json(run_dir / "processes.json").items():
-                role = name.partition("-")[0]
-                for kind, spent in thread_seconds(entry["pid"]).items():
-                    key = f"{role}, {kind}"
-                    found[key] = found.get(key, 0.0) + spent
-            return step, found
-        seen = step
-    sys.exit(run.communicate()[1])
+    """The next step above ``after``, and the CPU seconds of the run's processes at that moment."""
+    step = next_step(run, run_dir, after=after)
+    found: dict[str, float] = {"run": sum(thread_seconds(run.pid).values())}
+    for name, entry in rundir.read_json(run_dir / "processes.json").items():
+        role = name.partition("-")[0]
+        for kind, spent in thread_seconds(entry["pid"]).items():
+            key = f"{role}, {kind}"
+            found[key] = found.get(key, 0.0) + spent
+    return step, found
 
 
 def raw_cost(images: Images, threads: int, count: int) -> float:
