@@ -22,6 +22,8 @@ from fourstage.telemetry import Telemetry
 from fourstage.wire.security import load
 
 if TYPE_CHECKING:
+    import torch
+
     from fourstage.decoding import DeviceDecoding
 
 log = logging.getLogger(__name__)
@@ -134,41 +136,39 @@ def run_trainer(launch: Launch, run_dir: Path, *, resume: bool) -> int:
     name = "trainer" if place.world == 1 else f"trainer-{place.rank}"
     with started("trainer", name, launch) as base:
         announce(launch, base, name)
-        decoding = _decoding(settings, name, base.telemetry)
+        device = choose_device(settings)
+        decoding = _decoding(settings, device, name, base.telemetry)
         intake = Intake(
             settings, place, name=name, sockets=base.sockets, telemetry=base.telemetry, stop=base.stop,
             decoding=decoding,
         )  # fmt: skip
-        with closing(intake):
-            device = choose_device(settings)
-            with Group(place, device, base.stop) as group:
-                service = TrainerService(
-                    settings,
-                    run_dir,
-                    group=group,
-                    device=device,
-                    intake=intake,
-                    decoding=decoding,
-                    name=name,
-                    resume=resume,
-                    telemetry=base.telemetry,
-                    stop=base.stop,
-                )
-                try:
-                    state = service.run()
-                finally:
-                    service.close()
+        with closing(intake), Group(place, device, base.stop) as group:
+            service = TrainerService(
+                settings,
+                run_dir,
+                group=group,
+                device=device,
+                intake=intake,
+                decoding=decoding,
+                name=name,
+                resume=resume,
+                telemetry=base.telemetry,
+                stop=base.stop,
+            )
+            try:
+                state = service.run()
+            finally:
+                service.close()
     return 0 if state == "done" or place.world > 1 else 130
 
 
-def _decoding(settings: Settings, name: str, telemetry: Telemetry) -> "DeviceDecoding | None":
-    """What a trainer that decodes itself needs; which pixels it makes depends on the device, so torch comes first."""
+def _decoding(settings: Settings, device: "torch.device", name: str, telemetry: Telemetry) -> "DeviceDecoding | None":
+    """What a trainer that decodes itself needs; which pixels it makes depends on the device."""
     if settings.decode == "augmenter":
         return None
     from fourstage.decoding import DeviceDecoding
-    from fourstage.trainer.device import choose_device
 
-    return DeviceDecoding(settings, choose_device(settings), name=name, telemetry=telemetry)
+    return DeviceDecoding(settings, device, name=name, telemetry=telemetry)
 
 
 def _own_pages(settings: MetricsSettings, environment: Mapping[str, str]) -> MetricsSettings:

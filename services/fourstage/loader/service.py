@@ -121,8 +121,9 @@ class LoaderService:
             if not self._read_ahead.rest(awaited=self._leases.starving()):
                 patience = 0.0
             readable = self._waiter.wait(0.0 if more else max(0.0, min(patience, next_beat - time.monotonic())))
-            if not more and not readable:
-                self._stop.wait(min(_LONGEST_PACE_SECONDS, self._leases.shortest() / _PACES_OF_A_LEASE))
+            pace = min(_LONGEST_PACE_SECONDS, self._leases.shortest() / _PACES_OF_A_LEASE)
+            if pace and not more and not readable:
+                self._stop.wait(pace)
             now = time.monotonic()
             self._telemetry.turn()
             while (received := self._socket.receive()) is not None:
