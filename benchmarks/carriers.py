@@ -96,7 +96,20 @@ def carry(ends: Ends, seq: int) -> None:
     """All that is said of one batch, one after another."""
     packed = encode_body(samples())
     sizes = bytes(4 * ROWS)
-    lease = Lease(STREAM, seq, 1, seq + 1, head=False, epoch=0, first=0, rows=ROWS, slot=1, sizes=sizes, times=TIMES)
+    lease = Lease(
+        STREAM,
+        seq,
+        1,
+        seq + 1,
+        head=False,
+        epoch=0,
+        first=0,
+        rows=ROWS,
+        slot=1,
+        sizes=sizes,
+        code=bytes(16),
+        times=TIMES,
+    )
     passed_on = bytes(ends.down(lease, (packed,))[0])
     arrived = ends.up(batch_message(seq, slot=1), (passed_on, DRAWS))
     decode_body(Samples, arrived[0])

@@ -120,6 +120,7 @@ class Parts:
         spec = Open(
             stream=bytes(16), split="train", view=_VIEW, batch_size=ROWS, remainder="drop", shuffle=True, seed=0,
             rank=0, world=1, start=0, epochs=1 << 20, end=0, window=0, fingerprint="", identity=b"", worker=b"",
+            on_corrupt="fail", secret=bytes(16),
             transport="arena", receiver="", side="",
         )  # fmt: skip
         self._inbox = Inbox(spec, wake=lambda: None)
@@ -160,7 +161,7 @@ class Parts:
             )
         )
         packed = memoryview(Draws(draws.offsets, draws.reflections, draws.shifts).pack())
-        message = Batch(bytes(16), seq, 1, seq + 1, seq % 3, ROWS, bytes(16), Times())
+        message = Batch(bytes(16), seq, 1, seq + 1, seq % 3, ROWS, bytes(16), bytes(16), Times())
 
         def unpack() -> None:
             payload = [memoryview(samples), packed]

@@ -31,7 +31,9 @@ def samples() -> Samples:
 
 def batch_message(seq: int, slot: int) -> Batch:
     """The BATCH of one batch."""
-    return Batch(STREAM, seq, session=1, number=seq + 1, slot=slot, rows=ROWS, identity=IDENTITY, times=TIMES)
+    return Batch(
+        STREAM, seq, session=1, number=seq + 1, slot=slot, rows=ROWS, identity=IDENTITY, code=bytes(16), times=TIMES
+    )
 
 
 def send_batches(address: str, batches: int) -> None:

@@ -283,6 +283,7 @@ def open_(rows: int) -> Open:
         stream=secrets.token_bytes(16), split="train", view=View("random", 8), batch_size=rows, remainder="drop",
         shuffle=True, seed=0, rank=0, world=1, start=0, epochs=1 << 20, end=0, window=0, fingerprint="",
         identity=b"", transport="inline", receiver="ipc:///nobody", side="/nobody", worker=b"",
+        on_corrupt="fail", secret=bytes(16),
     )  # fmt: skip
 
 

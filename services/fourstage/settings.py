@@ -266,8 +266,9 @@ class Settings(Section):
     receipt: Literal["keys", "pixels"] = "keys"
     """What the digest covers: sequence numbers, keys and draws, or the pixels as well."""
 
-    on_corrupt: Literal["fail"] = "fail"
-    """A stored image that cannot be decoded ends the run with its name."""
+    on_corrupt: Literal["fail", "skip"] = "fail"
+    """What a stored image that cannot be decoded does: ``fail`` ends the run with its name; ``skip`` leaves it out of
+    its batch, names it in the receipt, and charges the budget below."""
 
     parallel: Literal["none", "columns", "data"] = "none"
     """How several trainers share a network: ``columns``, each half of the kernels (paper, section 3.2 and figure 2);

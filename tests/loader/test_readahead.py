@@ -32,6 +32,7 @@ def stream(store: Store) -> Iterator[LoaderStream]:
     spec = Open(
         stream=STREAM, split="train", view=View("full", 8), batch_size=2, remainder="keep", shuffle=False, seed=0,
         rank=0, world=1, start=0, epochs=1, end=0, window=BATCHES, fingerprint="", identity=b"", worker=b"",
+        on_corrupt="fail", secret=bytes(16),
         transport="inline", receiver="", side="",
     )  # fmt: skip
     stream = open_stream(store, spec, bytes(16), memory=1 << 20)

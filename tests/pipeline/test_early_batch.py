@@ -9,7 +9,8 @@ from fourstage.order import permutation
 from fourstage.trainer.feed import Feed
 from fourstage.views import View
 from fourstage.wire.codec import encode_body
-from fourstage.wire.messages import PROTOCOL, Batch, Hello, Holds, Message, Open, Opened, Samples, Welcome
+from fourstage.wire.codes import lease_code
+from fourstage.wire.messages import PROTOCOL, Batch, Hello, Holds, Open, Opened, Samples, Welcome
 from fourstage.wire.sockets import Bound, Dialled
 from tests.pipeline.harness import eventually
 
@@ -45,7 +46,7 @@ def test_a_batch_that_overtakes_the_streams_opening_is_not_lost(tmp_path: Path) 
     request = Open(
         stream=bytes(16), split="train", view=View("centre", CROP), batch_size=SAMPLES, remainder="keep", shuffle=True,
         seed=1, rank=0, world=1, start=0, epochs=1, end=0, window=0, fingerprint="", identity=b"", transport="inline",
-        receiver="", side="", worker=b"",
+        receiver="", side="", worker=b"", on_corrupt="fail", secret=bytes(16),
     )  # fmt: skip
     with Bound(f"ipc://{tmp_path / 'loader'}") as loader:
         feed = Feed(loader.address, name="test", sockets=tmp_path)
@@ -60,7 +61,7 @@ def test_a_batch_that_overtakes_the_streams_opening_is_not_lost(tmp_path: Path) 
 
             with Dialled(opening.receiver) as worker:
                 # A worker delivers while the loader's answer is still under way.
-                greeting: Message = Hello(
+                greeting = Hello(
                     protocol=PROTOCOL, role="augmenter", peer=b"w" * 16, session=1, name="w", build="", identity=b"i"
                 )
                 eventually(lambda: worker.send(greeting), "a connection")
@@ -69,7 +70,10 @@ def test_a_batch_that_overtakes_the_streams_opening_is_not_lost(tmp_path: Path) 
                 keys = tuple(f"k/{index}" for index in indices)
                 samples = Samples(indices.astype("<i8").tobytes(), np.zeros(SAMPLES, "<i4").tobytes(), keys)
                 pixels = np.arange(SAMPLES * CROP * CROP * 3, dtype=np.uint8).tobytes()
-                batch = Batch(stream=opening.stream, seq=0, session=1, number=1, slot=-1, rows=SAMPLES, identity=b"i")
+                batch = Batch(
+                    stream=opening.stream, seq=0, session=1, number=1, slot=-1, rows=SAMPLES, identity=b"i",
+                    code=lease_code(opening.secret, opening.stream, 0, greeting.peer),
+                )  # fmt: skip
                 worker.send(batch, [encode_body(samples), bytes(21 * SAMPLES), pixels])
                 worker.send(greeting)
                 answered(worker, Welcome)

@@ -27,6 +27,7 @@ def request(split: str, *, epochs: int) -> Open:
         stream=bytes(16), split=split, view=View("random" if train else "centre", CROP), batch_size=BATCH,
         remainder="keep", shuffle=train, seed=3, rank=0, world=1, start=0, epochs=epochs, end=0, window=0,
         fingerprint="", identity=b"", transport="arena", receiver="", side="", worker=b"",
+        on_corrupt="fail", secret=bytes(16),
     )  # fmt: skip
 
 

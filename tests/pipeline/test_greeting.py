@@ -12,7 +12,7 @@ def test_a_worker_greets_once_it_is_connected_not_half_a_second_later() -> None:
     with Bound("tcp://127.0.0.1:0") as trainer:
         spec = Stream(
             stream=bytes(16), split="train", view=View("centre", 8), size=8, seed=0, largest_rows=1, colours=(0.0,) * 9,
-            transport="inline", slots=1, slot_bytes=4096, receiver=trainer.address, side="",
+            transport="inline", slots=1, slot_bytes=4096, receiver=trainer.address, side="", on_corrupt="fail",
         )  # fmt: skip
         outbox = Outbox(spec, peer=bytes(16), name="w", identity=b"", slots=1, memory=1 << 20, waiter=waiter)
 

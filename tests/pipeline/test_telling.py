@@ -10,7 +10,8 @@ from fourstage.trainer.feed import Feed
 from fourstage.trainer.inbox import Inbox
 from fourstage.views import View
 from fourstage.wire.codec import encode_body
-from fourstage.wire.messages import PROTOCOL, Batch, Hello, Holds, Message, Open, Opened, Progress, Samples, Welcome
+from fourstage.wire.codes import lease_code
+from fourstage.wire.messages import PROTOCOL, Batch, Hello, Holds, Open, Opened, Progress, Samples, Welcome
 from fourstage.wire.sockets import Bound, Dialled
 from tests.pipeline.harness import eventually
 from tests.pipeline.test_early_batch import answered, heard
@@ -33,7 +34,7 @@ def test_every_batch_that_was_used_is_told_to_both_sides_without_a_heartbeat(tmp
     request = Open(
         stream=bytes(16), split="train", view=View("centre", CROP), batch_size=ROWS, remainder="keep", shuffle=False,
         seed=1, rank=0, world=1, start=0, epochs=1, end=0, window=0, fingerprint="", identity=b"", transport="inline",
-        receiver="", side="", worker=b"",
+        receiver="", side="", worker=b"", on_corrupt="fail", secret=bytes(16),
     )  # fmt: skip
     with Bound(f"ipc://{tmp_path / 'loader'}") as loader:
         feed = Feed(loader.address, name="test", sockets=tmp_path)
@@ -55,7 +56,7 @@ def test_every_batch_that_was_used_is_told_to_both_sides_without_a_heartbeat(tmp
             consumer = threading.Thread(target=use_up, args=(inbox,), daemon=True)
             consumer.start()
             with Dialled(opening.receiver) as worker:
-                greeting: Message = Hello(
+                greeting = Hello(
                     protocol=PROTOCOL, role="augmenter", peer=b"w" * 16, session=1, name="w", build="", identity=b"i"
                 )
                 eventually(lambda: worker.send(greeting), "a connection")
@@ -68,8 +69,9 @@ def test_every_batch_that_was_used_is_told_to_both_sides_without_a_heartbeat(tmp
                         indices.astype("<i8").tobytes(), np.zeros(ROWS, "<i4").tobytes(), tuple(map(str, indices))
                     )
                     message = Batch(
-                        stream=opening.stream, seq=seq, session=1, number=seq + 1, slot=-1, rows=ROWS, identity=b"i"
-                    )
+                        stream=opening.stream, seq=seq, session=1, number=seq + 1, slot=-1, rows=ROWS, identity=b"i",
+                        code=lease_code(opening.secret, opening.stream, seq, greeting.peer),
+                    )  # fmt: skip
                     worker.send(message, [encode_body(samples), bytes(21 * ROWS), pixels])
                     # The next one is only sent once this one's slot is known to be free, and its use at the loader.
                     while (holds := answered(worker, Holds)).seen <= seq or holds.seqs:

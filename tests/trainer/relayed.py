@@ -31,7 +31,7 @@ def request(**changes: Any) -> Open:
         "stream": bytes(16), "split": "train", "view": View("random", CROP), "batch_size": BATCH, "remainder": "keep",
         "shuffle": True, "seed": SEED, "rank": 0, "world": 1, "start": 0, "epochs": EPOCHS, "end": 0, "window": 0,
         "fingerprint": "", "identity": b"", "transport": "arena", "receiver": "", "side": "",
-        "worker": b"",
+        "worker": b"", "on_corrupt": "fail", "secret": bytes(16),
     }  # fmt: skip
     return Open(**(values | changes))
 
@@ -97,7 +97,9 @@ def deliver(inbox: Inbox, seq: int, worker: Worker | None = None, *, crop: int =
         )
     )
     slot = seq % worker.slots if worker else -1
-    message = Batch(stream=bytes(16), seq=seq, session=1, number=seq + 1, slot=slot, rows=rows, identity=b"pixels")
+    message = Batch(
+        stream=bytes(16), seq=seq, session=1, number=seq + 1, slot=slot, rows=rows, identity=b"pixels", code=bytes(16)
+    )
     payload = [memoryview(encode_body(samples_of(indices))), memoryview(draws.tobytes())]
     if worker:
         worker.owner.slot(slot, len(pixels))[:] = pixels

@@ -31,7 +31,7 @@ def inbox() -> Inbox:
     spec = Open(
         stream=bytes(16), split="train", view=VIEW, batch_size=ROWS, remainder="keep", shuffle=True, seed=0, rank=0,
         world=1, start=0, epochs=1, end=END, window=0, fingerprint="", identity=b"", transport="arena", receiver="",
-        side="", worker=b"",
+        side="", worker=b"", on_corrupt="fail", secret=bytes(16),
     )  # fmt: skip
     opened = Opened(
         stream=bytes(16), samples=END * ROWS, batches_per_epoch=END, end=END, largest_rows=ROWS, size=SIZE,

@@ -31,7 +31,7 @@ from tests.trainer.relayed import (
 )
 from tests.wire.test_side import unsealed
 
-NO_MESSAGE = struct.pack("<7I", 2, 4, 1, 0, 0, 0, 0) + b"4S\x01\x05\xc1"
+NO_MESSAGE = struct.pack("<7I", 2, 4, 1, 0, 0, 0, 0) + b"4S\x02\x05\xc1"
 
 
 @pytest.fixture
@@ -165,7 +165,9 @@ def batch_frame(
     arenas: bytes, *, seq: int = 0, session: int = 1, slot: int = 0, rows: int = BATCH, samples_from: int = 0
 ) -> bytes:
     samples = samples_of(indices_of(samples_from))
-    message = Batch(stream=bytes(16), seq=seq, session=session, number=1, slot=slot, rows=rows, identity=b"")
+    message = Batch(
+        stream=bytes(16), seq=seq, session=session, number=1, slot=slot, rows=rows, identity=b"", code=bytes(16)
+    )
     return frame(message, encode_body(samples), bytes(21 * rows), arenas)
 
 
@@ -196,7 +198,7 @@ GOOD = ARENA.pack(1, 2, PAGE)
         (batch_frame(b""), sealed, "are new"),
         (batch_frame(GOOD + ARENA.pack(2, 2, PAGE)), sealed, "are new"),
         (batch_frame(GOOD[:-1]), sealed, "table of arenas"),
-        (frame(Batch(bytes(16), 0, 1, 1, 0, 4, b"")), sealed, "0 payloads"),
+        (frame(Batch(bytes(16), 0, 1, 1, 0, 4, b"", bytes(16))), sealed, "0 payloads"),
         (frame(Holds(bytes(16), 0, 0, ())), sealed, "not for it to send"),
         (frame(opened(), bytes(5)), sealed, "no mean image"),
     ],

@@ -37,7 +37,7 @@ class Link:
 
     def say(self, kind: int, fields: dict[str, Any], *payload: bytes) -> bool:
         try:
-            self.socket.send_multipart([b"4S\x01" + bytes([kind]), msgpack.packb(fields), *payload], zmq.NOBLOCK)
+            self.socket.send_multipart([b"4S\x02" + bytes([kind]), msgpack.packb(fields), *payload], zmq.NOBLOCK)
         except zmq.Again:
             return False
         return True
@@ -46,7 +46,7 @@ class Link:
         """HELLO, again while nobody answers."""
         if self.welcomed or time.monotonic() - self.greeted < 0.5:
             return
-        hello = {"protocol": 1, "role": "augmenter", "peer": PEER, "session": self.session + 1}
+        hello = {"protocol": 2, "role": "augmenter", "peer": PEER, "session": self.session + 1}
         if self.say(HELLO, hello | {"name": "foreign", "build": "0", "identity": self.identity}):
             self.session += 1
             self.greeted = time.monotonic()
@@ -77,6 +77,7 @@ class Serving:
     """Under which number the trainer was told."""
     times: dict[int, dict[str, float]] = field(default_factory=dict)
     """As the leases said; this program tells nothing of its own."""
+    codes: dict[int, bytes] = field(default_factory=dict)
     sent: int = 0
     acknowledged: int = 0
 
@@ -99,7 +100,7 @@ class Serving:
             if not self.trainer.welcomed or seq in self.numbers:
                 continue
             fields = {"stream": self.spec["stream"], "seq": seq, "session": self.trainer.session}
-            fields |= {"number": self.sent + 1, "slot": -1, "rows": len(payload[1]) // 21}
+            fields |= {"number": self.sent + 1, "slot": -1, "rows": len(payload[1]) // 21, "code": self.codes[seq]}
             if self.trainer.say(
                 BATCH, fields | {"identity": self.trainer.identity, "times": self.times[seq]}, *payload
             ):
@@ -133,6 +134,7 @@ class Serving:
         draws, pixels = make_rows(images, rules, lease["first"])
         self.finished[lease["seq"]] = [payload[0], draws, pixels]
         self.times[lease["seq"]] = lease["times"]
+        self.codes[lease["seq"]] = lease["code"]
 
 
 def make_rows(images: list[bytes], rules: dict[str, Any], first: int) -> tuple[bytes, bytes]:

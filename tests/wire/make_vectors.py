@@ -21,6 +21,7 @@ from fourstage.trainer.inbox import FeedBatch
 from fourstage.trainer.receipt import Receipt, batch_digest, pixel_digests, sample_digests
 from fourstage.views import View
 from fourstage.wire.codec import encode, encode_body
+from fourstage.wire.codes import lease_code
 from fourstage.wire.messages import (
     Batch,
     Beat,
@@ -42,13 +43,14 @@ from fourstage.wire.messages import (
     Stages,
     Stream,
     Times,
+    Tried,
     Usage,
     Welcome,
     Who,
 )
 
 PATH = Path(__file__).parents[2] / "proto" / "vectors.json"
-STREAM, PEER, DIGEST = bytes(range(16)), bytes(range(16, 32)), bytes(range(32, 48))
+STREAM, PEER, DIGEST, SECRET = (bytes(range(first, first + 16)) for first in (0, 16, 32, 48))
 VIEW = View("random", 224, colour_std=0.1)
 VIEW_2012 = View(
     "random",
@@ -93,9 +95,9 @@ PLACES: list[tuple[int, int, Remainder, int, int, int]] = [
 """Samples, batch size, remainder, rank, world, sequence number."""
 
 MESSAGES: list[Message] = [
-    Hello(protocol=1, role="augmenter", peer=PEER, session=1, name="augmenter-0", build="0.1.0", identity=DIGEST),
+    Hello(protocol=2, role="augmenter", peer=PEER, session=1, name="augmenter-0", build="0.1.0", identity=DIGEST),
     Welcome(peer=PEER, session=1, build="0.1.0", side="/run/loader", heartbeat_seconds=0.5, silence_seconds=5.0),
-    Refused(reason="protocol 2; this side speaks 1"),
+    Refused(reason="protocol 3; this side speaks 2"),
     Who(),
     Bye(),
     Ping(sent=12.5),
@@ -104,6 +106,7 @@ MESSAGES: list[Message] = [
         stream=STREAM, split="train", view=VIEW, batch_size=128, remainder="keep", shuffle=True, seed=2012, rank=0,
         world=1, start=10, epochs=90, end=0, window=0, fingerprint="f00d", identity=b"", transport="arena",
         receiver="tcp://trainer:5556", side="/run/trainer", worker=PEER,
+        on_corrupt="skip", secret=SECRET,
     ),
     Progress(stream=STREAM, consumed=10, arrived=(11, 13)),
     Close(stream=STREAM),
@@ -119,18 +122,23 @@ MESSAGES: list[Message] = [
     Stream(
         stream=STREAM, split="train", view=VIEW, size=256, seed=2012, largest_rows=128,
         colours=tuple(COLOURS.reshape(-1).tolist()), transport="arena", slots=64, slot_bytes=4096,
-        receiver="tcp://trainer:5556", side="/run/trainer",
+        receiver="tcp://trainer:5556", side="/run/trainer", on_corrupt="skip",
     ),
     Lease(
         stream=STREAM, seq=12, session=1, number=5, head=True, epoch=1, first=512, rows=2, slot=3,
-        sizes=np.array([24_000, 23_000], "<u4").tobytes(), times=TIMES,
+        sizes=np.array([24_000, 23_000], "<u4").tobytes(), code=lease_code(SECRET, STREAM, 12, PEER), times=TIMES,
+        skip=(1,), trial=(0, 1),
     ),
     Gone(stream=STREAM),
     Samples(
         indices=np.array([7, 993], "<i8").tobytes(), labels=np.array([0, 1], "<i4").tobytes(), keys=("cat/7", "dog/ñ"),
     ),
     Beat(seen=5, held=((STREAM, 12), (STREAM, 14)), slots=((STREAM, 1, 3),), usage=USAGE),
-    Batch(stream=STREAM, seq=12, session=1, number=4, slot=0, rows=2, identity=DIGEST, times=TIMES),
+    Tried(stream=STREAM, seq=12, number=5),
+    Batch(
+        stream=STREAM, seq=12, session=1, number=4, slot=0, rows=2, identity=DIGEST,
+        code=lease_code(SECRET, STREAM, 12, PEER), times=TIMES, skipped=(1,),
+    ),
     Holds(stream=STREAM, session=1, seen=4, seqs=(12,)),
 ]  # fmt: skip
 
@@ -145,10 +153,10 @@ GOOD = [frame.hex() for frame in encode(Close(stream=STREAM))]
 MALFORMED: list[tuple[str, list[str]]] = [
     ("frames", [GOOD[0]]),
     ("frames", GOOD * 3),
-    ("header", ["345301", GOOD[1]]),
+    ("header", ["345302", GOOD[1]]),
     ("header", ["48545450", GOOD[1]]),
-    ("protocol 2", ["34530212", GOOD[1]]),
-    ("type 255", ["345301ff", GOOD[1]]),
+    ("protocol 1", ["34530112", GOOD[1]]),
+    ("type 255", ["345302ff", GOOD[1]]),
     ("msgpack", [GOOD[0], ""]),
     ("msgpack", [GOOD[0], GOOD[1] + "00"]),
     ("map", [GOOD[0], "93010203"]),

@@ -156,7 +156,7 @@ def test_a_client_that_queued_its_words_before_the_handshake_is_not_heard(keys: 
         for socket in (plain, password):
             handshakes = Handshakes(socket)
             socket.connect(bound.address)
-            socket.send_multipart([b"4S\x01\x04", b"\x80"])
+            socket.send_multipart([b"4S\x02\x04", b"\x80"])
             outcomes = eventually(handshakes.take, "the end of a handshake", 20.0)
             assert Outcome.OPENED not in outcomes
             handshakes.close()

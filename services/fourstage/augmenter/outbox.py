@@ -211,6 +211,7 @@ class Outbox:
             slot=-1 if inline else finished.work.slot,
             rows=lease.rows,
             identity=self._identity,
+            code=lease.code,
             times=dataclasses.replace(finished.times, sent=max(0.0, time.monotonic() + finished.clock_offset)),
         )
         if self._socket.send(message, payload):

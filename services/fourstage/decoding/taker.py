@@ -210,8 +210,9 @@ class JpegTaker:
         samples = decode_body(Samples, taken.samples)
         # What is checked of it is what would be checked of an augmenter's.
         header = Batch(
-            stream=lease.stream, seq=lease.seq, session=0, number=0, slot=-1, rows=lease.rows, identity=self._identity
-        )
+            stream=lease.stream, seq=lease.seq, session=0, number=0, slot=-1, rows=lease.rows, identity=self._identity,
+            code=lease.code,
+        )  # fmt: skip
         indices, labels = inbox.check(header, samples)
         draws = draw(
             spec.view, size=spec.size, seed=spec.seed, epoch=lease.epoch, first=lease.first, rows=lease.rows,

@@ -23,6 +23,7 @@ from fourstage.store import Store
 from fourstage.telemetry import Telemetry
 from fourstage.views import colour_matrix
 from fourstage.wire import side
+from fourstage.wire.codes import lease_code
 from fourstage.wire.door import Door, Introduced
 from fourstage.wire.messages import (
     Beat,
@@ -318,6 +319,7 @@ class LoaderService:
             slot_bytes=stream.arena.slot_bytes,
             receiver=spec.receiver,
             side=spec.side,
+            on_corrupt=spec.on_corrupt,
         )
         self._socket.send(client.peer, announcement)
 
@@ -406,6 +408,7 @@ class LoaderService:
             rows=place.rows,
             slot=-1 if inline else slotted.slot,
             sizes=slotted.sizes,
+            code=lease_code(stream.spec.secret, grant.stream, grant.seq, client.uuid),
             times=Times(read_from=slotted.read_from, read_to=slotted.read_to, leased=time.monotonic()),
         )
         sent = self._socket.send(client.peer, lease, payload)

@@ -50,4 +50,5 @@ def request(settings: Settings, *, split: str, view: Kind, shuffle: bool | None,
         shuffle=view == "random" if shuffle is None else shuffle, seed=settings.seed, rank=rank, world=world,
         start=0, epochs=EPOCHS, end=0, window=0 if settings.window == "auto" else settings.window, fingerprint="",
         identity=b"", transport=settings.transport, receiver="", side="", worker=b"",
+        on_corrupt=settings.on_corrupt, secret=bytes(16),
     )  # fmt: skip

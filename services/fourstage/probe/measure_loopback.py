@@ -28,7 +28,14 @@ def send(address: str, *, rows: int, pixel_bytes: int, slots: int) -> None:
         while time.monotonic() - heard < _PATIENCE:
             while sent - seen < slots:
                 message = Batch(
-                    stream=_STREAM, seq=sent, session=1, number=sent + 1, slot=-1, rows=rows, identity=bytes(16)
+                    stream=_STREAM,
+                    seq=sent,
+                    session=1,
+                    number=sent + 1,
+                    slot=-1,
+                    rows=rows,
+                    identity=bytes(16),
+                    code=bytes(16),
                 )
                 frames: list[bytes | memoryview] = [
                     bytes(rows * _SAMPLES_BYTES),

@@ -28,6 +28,7 @@ from fourstage.trainer.addresses import receiver_addresses
 from fourstage.trainer.encoded import Decoding
 from fourstage.trainer.inbox import Inbox
 from fourstage.wire import side
+from fourstage.wire.codes import SECRET_BYTES, is_code
 from fourstage.wire.door import Door, Introduced
 from fourstage.wire.link import LoaderLink
 from fourstage.wire.messages import (
@@ -150,10 +151,10 @@ class Feed:
         return self.stages.waiting if self.stages else ""
 
     def open(self, spec: Open) -> Inbox:
-        """Open a stream; receiver, side and worker are filled in here."""
+        """Open a stream; receiver, side, worker and secret are filled in here."""
         spec = dataclasses.replace(
             spec, stream=secrets.token_bytes(16), receiver=self._advertised, side=os.fspath(self._door.path),
-            worker=self._taker.peer if self._taker else b"",
+            worker=self._taker.peer if self._taker else b"", secret=secrets.token_bytes(SECRET_BYTES),
         )  # fmt: skip
         inbox = Inbox(spec, self._poke_soon)
         with self._lock:
@@ -352,6 +353,8 @@ class Feed:
                 if self._telemetry:
                     self._telemetry.counter("fourstage_duplicates_dropped_total").inc()
             return key
+        if not is_code(message.code, inbox.spec.secret, message.stream, message.seq, hello.peer):
+            raise PeerError(f"{hello.name} sent batch {message.seq}, which it was not given")
         passage = self._passage(hello.name, message.times)
         batch = inbox.unpack(message, payload, source.arena, worker=hello.peer, passage=passage)
         source.held.add(message.seq)

@@ -14,6 +14,7 @@ def train_request(settings: Settings, place: Layout, *, start: int, fingerprint:
         rank=place.replica, world=place.replicas, start=start, epochs=settings.train.epochs,
         end=settings.train.max_steps or 0, window=0 if settings.window == "auto" else settings.window,
         fingerprint=fingerprint, identity=identity, transport=settings.transport, receiver="", side="", worker=b"",
+        on_corrupt=settings.on_corrupt, secret=bytes(16),
     )  # fmt: skip
 
 
@@ -24,4 +25,5 @@ def validation_request(settings: Settings, place: Layout, fingerprint: str, *, e
         batch_size=settings.validation_batch or settings.batch_size, remainder="keep", shuffle=False,
         seed=settings.seed, rank=place.replica, world=place.replicas, start=0, epochs=epochs, end=0, window=0,
         fingerprint=fingerprint, identity=b"", transport=settings.transport, receiver="", side="", worker=b"",
+        on_corrupt=settings.on_corrupt, secret=bytes(16),
     )  # fmt: skip

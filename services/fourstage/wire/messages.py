@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from fourstage.views import View
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised when a message changes so that an older peer would misread it; both ends must have the same."""
 
 _STRICT = ConfigDict(strict=True, extra="forbid")
@@ -32,6 +32,12 @@ Slot = Annotated[int, Field(ge=-1, le=65_536)]
 """Slot of an arena; -1: the bytes travel with the message."""
 Time = Annotated[float, Field(ge=0.0, le=1e12, allow_inf_nan=False)]
 Real = Annotated[float, Field(allow_inf_nan=False)]
+Code = Annotated[bytes, Field(min_length=16, max_length=16)]
+"""Proof of a lease (``wire.codes``)."""
+RowNumbers = Annotated[tuple[Annotated[int, Field(ge=0, le=65_535)], ...], Field(max_length=65_536), FailFast()]
+"""Rows of a batch, in ascending order."""
+OnCorrupt: TypeAlias = Literal["fail", "skip"]
+"""What an image that cannot be decoded does: end the stream, or be left out of its batch."""
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
@@ -161,6 +167,9 @@ class Open:
     """Path of the Unix socket where augmenters hand their arenas over."""
     worker: Annotated[bytes, Field(max_length=16)]
     """The only augmenter that is given leases, by its 16 bytes: the trainer's own. Empty: any."""
+    on_corrupt: OnCorrupt
+    secret: Annotated[bytes, Field(min_length=16, max_length=16)]
+    """Known to the trainer and the loader alone: ``codes`` makes of it what proves that a worker was given a lease."""
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
@@ -246,6 +255,7 @@ class Stream:
     """Of the loader's JPEG arena."""
     receiver: Text
     side: Text
+    on_corrupt: OnCorrupt
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
@@ -266,8 +276,14 @@ class Lease:
     slot: Slot
     sizes: Annotated[bytes, Field(max_length=4 * 65_536)]
     """uint32 little-endian (rows,): the JPEG images lie one behind another."""
+    code: Code
     times: Times = Times()
     """Up to ``leased``."""
+    skip: RowNumbers = ()
+    """Rows that are not to be decoded: each has killed its workers."""
+    trial: tuple[Rows, Rows] = (0, 0)
+    """From where to where to decode, all for nothing: the batch has killed workers, and its guilty row is looked for.
+    (0, 0): make the batch."""
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
@@ -306,6 +322,16 @@ class Beat:
     usage: Usage
 
 
+@dataclass(frozen=True, slots=True, config=_STRICT)
+class Tried:
+    """The rows of a trial were decoded, or found corrupt, and the worker lives; its lease is over."""
+
+    stream: Uuid
+    seq: Seq
+    number: Count
+    """The lease's."""
+
+
 # Augmenter -> trainer
 
 
@@ -314,7 +340,7 @@ class Batch:
     """A finished batch. Payload: the samples, the draws, then, inline, the pixels.
 
     Draws: int32 (rows, 2) offsets, uint8 (rows,) reflections, float32 (rows, 3) shifts, little-endian.
-    Pixels: uint8 (rows, crop, crop, 3).
+    Pixels: uint8 (rows less those skipped, crop, crop, 3).
     """
 
     stream: Uuid
@@ -324,8 +350,13 @@ class Batch:
     """Counts the batches sent on this connection in this session, from 1."""
     slot: Slot
     rows: Rows
+    """As in the lease; ``skipped`` ones among them."""
     identity: Digest
+    code: Code
+    """As in the lease."""
     times: Times = Times()
+    skipped: RowNumbers = ()
+    """Rows that could not be decoded: the pixels of the others lie one behind another."""
 
 
 # Trainer -> augmenter
@@ -362,6 +393,7 @@ Message: TypeAlias = (
     | Gone
     | Samples
     | Beat
+    | Tried
     | Batch
     | Holds
 )
@@ -369,7 +401,7 @@ Message: TypeAlias = (
 TYPES: dict[int, type[Message]] = {
     1: Hello, 2: Welcome, 3: Refused, 4: Who, 5: Bye, 6: Ping, 7: Pong,
     16: Open, 17: Progress, 18: Close, 19: Opened, 20: Failed, 21: Stages,
-    32: Stream, 33: Lease, 34: Gone, 35: Samples, 36: Beat,
+    32: Stream, 33: Lease, 34: Gone, 35: Samples, 36: Beat, 37: Tried,
     48: Batch, 49: Holds,
 }  # fmt: skip
 """Type byte of each message; 1.. everybody, 16.. loader and trainer, 32.. loader and augmenter, 48.. the rest."""

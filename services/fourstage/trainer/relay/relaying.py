@@ -12,6 +12,7 @@ from fourstage.trainer.relay.batches import OverInbox
 from fourstage.trainer.relay.channel import ARENA, LINGER_SECONDS, Channel, Listener, seconds_left
 from fourstage.trainer.relay.loans import Loans
 from fourstage.wire.codec import encode_body
+from fourstage.wire.codes import CODE_BYTES
 from fourstage.wire.messages import Batch, Close, Failed, Holds, Samples, Times
 
 _LONGEST_REASON = 1024
@@ -130,6 +131,7 @@ class RelayingInbox(OverInbox):
             slot=batch.slot,
             rows=len(batch.keys),
             identity=batch.identity,
+            code=bytes(CODE_BYTES),
             # Its way to here is told by this trainer alone.
             times=Times(),
         )
