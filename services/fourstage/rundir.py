@@ -6,7 +6,8 @@ checkpoint. ``status.json`` is the live view's source, for ``fourstage run`` and
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -14,8 +15,11 @@ from fourstage.errors import FourstageError, SettingsError
 
 SETTINGS, SUMMARY, STATUS = "settings.toml", "summary.json", "status.json"
 RECEIPT, STEPS, EPOCHS = "receipt.jsonl", "steps.jsonl", "epochs.jsonl"
-ORIGIN, SAMPLES = "run.json", "samples.u32"
+ORIGIN, SAMPLES, PROCESSES = "run.json", "samples.u32", "processes.json"
 CHECKPOINTS, LOGS, TRACE = "checkpoints", "logs", "trace.json"
+TRAINERS = (SUMMARY, STATUS, RECEIPT, STEPS, EPOCHS)
+"""The files that a run's first trainer replaces; the others are the engine's."""
+ENGINES = (SETTINGS, ORIGIN, PROCESSES)
 
 
 def create_run_directory(path: Path, *, resume: bool) -> None:
@@ -42,14 +46,48 @@ def is_done(run_dir: Path) -> bool:
 
 def write_whole(path: Path, text: str, *, durable: bool = True) -> None:
     """Replace a file: readers see the old text or the new, never a part. durable: it also survives a power cut,
-    which costs a wait for the disk."""
+    which costs two waits for the disk. Raises FourstageError where the disk does not take it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with _writing(path):
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            temporary.rename(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
         if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    temporary.rename(path)
+            sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """The names in a folder survive a power cut. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(run_dir: Path, names: Iterable[str]) -> None:
+    """Remove what killed processes have left of replacing these files; called by their only writer."""
+    for name in names:
+        for leftover in run_dir.glob(f".{name}.*"):
+            leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise FourstageError(
+            f"cannot write {path}: {error.strerror}",
+            hint="free space there or make it writable, and resume from the last checkpoint",
+        ) from error
 
 
 def write_json(path: Path, value: object, *, durable: bool = True) -> None:
@@ -61,7 +99,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises FourstageError where there is none."""
     try:
         value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FourstageError(f"cannot read {path}: {error}") from error
     if not isinstance(value, dict):
         raise FourstageError(f"{path} is not a JSON object")
@@ -73,11 +111,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     lines = []
-    for line in path.read_text("utf-8").splitlines():
+    # After a power cut the torn end may be any bytes.
+    for line in path.read_text("utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(value, dict):
+            break
+        lines.append(value)
     return lines
 
 
@@ -106,8 +148,9 @@ def note_store(run_dir: Path, store: Path, fingerprint: str) -> None:
 def cut_samples(path: Path, samples: int) -> None:
     """Cut ``samples.u32`` back to as many samples as a checkpoint knows; what it lacks of them becomes zeros."""
     if samples or path.is_file():
-        path.touch()
-        os.truncate(path, 4 * samples)
+        with _writing(path):
+            path.touch()
+            os.truncate(path, 4 * samples)
 
 
 class Samples:
@@ -121,13 +164,15 @@ class Samples:
     def add(self, digests: bytes) -> None:
         """Those of one batch; they reach the file with ``flush``."""
         if digests and self._path:
-            self._file = self._file or self._path.open("ab")
-            self._file.write(digests)
+            with _writing(self._path):
+                if self._file is None:
+                    self._file = self._path.open("ab")
+                    sync_folder(self._path.parent)
+                self._file.write(digests)
 
-    def flush(self) -> None:
-        """Hand what was added to the kernel: it survives this process."""
-        if self._file:
-            self._file.flush()
+    def flush(self, *, durable: bool = False) -> None:
+        """Hand what was added to the kernel: it survives this process; durable: a power cut too."""
+        _flush(self._path, self._file, durable=durable)
 
     def close(self) -> None:
         if self._file:
@@ -138,18 +183,27 @@ class Lines:
     """Appends objects to a JSON lines file; without a path they are dropped."""
 
     def __init__(self, path: Path | None) -> None:
+        self._path = path
         self._file: TextIO | None = path.open("a", encoding="utf-8") if path else None
 
     def add(self, value: dict[str, Any]) -> None:
         """One line; it reaches the file with ``flush``."""
-        if self._file:
-            self._file.write(json.dumps(value) + "\n")
+        if self._path and self._file:
+            with _writing(self._path):
+                self._file.write(json.dumps(value) + "\n")
 
-    def flush(self) -> None:
-        """Hand what was added to the kernel: it survives this process."""
-        if self._file:
-            self._file.flush()
+    def flush(self, *, durable: bool = False) -> None:
+        """Hand what was added to the kernel: it survives this process; durable: a power cut too."""
+        _flush(self._path, self._file, durable=durable)
 
     def close(self) -> None:
         if self._file:
             self._file.close()
+
+
+def _flush(path: Path | None, file: BinaryIO | TextIO | None, *, durable: bool) -> None:
+    if path and file:
+        with _writing(path):
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,6 +74,8 @@ class Report:
         self.stages: Stages | None = None
         self.waiting = ""
         """Why no batches can come, in words."""
+        self.skipped = 0
+        """Samples of the whole run that could not be decoded, in every epoch again."""
         self.on_the_way: Mapping[str, float] = {}
         """Seconds that batches were between two processes, by way, summed."""
         telemetry.gauge("fourstage_run_steps").set(end)
@@ -93,15 +95,18 @@ class Report:
 
     def step(
         self, step: int, *, epoch: int, loss: float | None, learning_rate: float, seconds: float, waited: float,
-        rows: int, digest: str, samples: bytes,
+        rows: int, corrupt: Sequence[str], digest: str, samples: bytes,
     ) -> None:  # fmt: skip
-        """A step is over. step: counted from 1; samples: the short digests of its samples, or nothing."""
+        """A step is over. step: counted from 1; rows: that it was trained on; corrupt: keys of those that it was not;
+        samples: the short digests of all, or nothing."""
         self._images += rows
         self._ended = time.monotonic()
-        line = {
+        line: dict[str, Any] = {
             "step": step, "epoch": epoch, "loss": loss, "learning_rate": learning_rate, "seconds": round(seconds, 6),
             "data_wait_seconds": round(waited, 6), "digest": digest,
         }  # fmt: skip
+        if corrupt:
+            line["corrupt"] = list(corrupt)
         self._steps.add(line)
         self._samples.add(samples)
         self._last = line
@@ -136,7 +141,7 @@ class Report:
                 self._telemetry.gauge("fourstage_error_ratio", split, "5").set(rates.top5_error)
         line = {
             "epoch": epoch,
-            "step": self._last.get("step"),
+            "step": self._last.get("step", self._first),
             "train": _plain(train),
             "val": _plain(validation),
         }
@@ -146,7 +151,7 @@ class Report:
     def receipt(self, line: dict[str, Any], duplicates: int) -> None:
         """An epoch's samples were all used."""
         redispatched = self.stages.redispatched if self.stages else 0
-        self._receipt.add(line | {"redispatched": redispatched, "duplicates_dropped": duplicates, "corrupt": []})
+        self._receipt.add(line | {"redispatched": redispatched, "duplicates_dropped": duplicates})
         self._receipt.flush()
 
     def status(self, state: str, arrived: int, *, force: bool = False) -> None:
@@ -188,6 +193,7 @@ class Report:
                 "images_per_second": round(rate, 1),
                 "seconds": round(now - self._began, 1),
                 "seconds_left": round((self._end - step) / steps_per_second, 1) if steps_per_second else None,
+                "corrupt": self.skipped,
                 "augmenters": stages.augmenters if stages else 0,
                 "decode": self._decode,
                 "window": stages.window if stages else 0,
@@ -243,7 +249,6 @@ class Report:
                 | {
                     "redispatched": stages.redispatched if stages else 0,
                     "duplicates_dropped": duplicates,
-                    "corrupt": 0,
                 },
                 "final": {
                     "split": final_split if final else None,
@@ -256,10 +261,10 @@ class Report:
             | ({"exchanged": exchanged} if exchanged else {}),
         )
 
-    def flush(self) -> None:
-        """Everything told so far reaches the files."""
-        self._steps.flush()
-        self._samples.flush()
+    def flush(self, *, durable: bool = False) -> None:
+        """Everything told so far reaches the files; durable: it survives a power cut, as the checkpoint after it."""
+        for lines in (self._steps, self._samples, self._epochs, self._receipt):
+            lines.flush(durable=durable)
 
     def close(self) -> None:
         for lines in (self._steps, self._samples, self._epochs, self._receipt):

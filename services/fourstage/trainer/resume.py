@@ -9,7 +9,7 @@ from fourstage import rundir
 from fourstage.errors import CheckpointError
 from fourstage.resolve import read_toml
 from fourstage.settings import Settings
-from fourstage.trainer import checkpoint
+from fourstage.trainer import saved
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +33,12 @@ def _at(values: dict[str, Any], name: str) -> Any:
     return (values[section] if section else values)[field]
 
 
-def last_checkpoint(settings: Settings, run_dir: Path) -> checkpoint.Checkpoint | None:
+def last_checkpoint(settings: Settings, run_dir: Path) -> saved.Checkpoint | None:
     """The run's newest whole checkpoint; None where it has none yet.
 
     Raises CheckpointError where it was made with other settings.
     """
-    found = checkpoint.latest(run_dir)
+    found = saved.latest(run_dir)
     if found is None:
         log.warning("%s holds no checkpoint yet: the run begins again", run_dir)
         return None
@@ -52,7 +52,7 @@ def changed_settings(settings: Settings, run_dir: Path) -> list[str]:
 
     Raises CheckpointError where one of them would make it another run.
     """
-    if (found := checkpoint.latest(run_dir)) is not None:
+    if (found := saved.latest(run_dir)) is not None:
         _refuse_another_run(settings, found)
     before = _flat(read_toml(run_dir / rundir.SETTINGS))
     now = _flat(settings.model_dump(mode="json", exclude_none=True))
@@ -63,7 +63,7 @@ def changed_settings(settings: Settings, run_dir: Path) -> list[str]:
     ]
 
 
-def _refuse_another_run(settings: Settings, found: checkpoint.Checkpoint) -> None:
+def _refuse_another_run(settings: Settings, found: saved.Checkpoint) -> None:
     stored, wanted = found.state.settings, pinned_settings(settings)
     different = [name for name in wanted if stored.get(name) != wanted[name]]
     if different:
@@ -81,9 +81,14 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def cut_lines(run_dir: Path, *, step: int, epochs: int, samples: int) -> None:
-    """What the checkpoint does not know belongs to steps that will be taken again. samples: of all steps before."""
+def cut_lines(run_dir: Path, *, step: int, epochs: int, validated: int, samples: int) -> None:
+    """What the checkpoint does not know belongs to steps that will be taken again.
+
+    epochs: that are over, of which so many have been ``validated``; samples: of all steps before
+    """
+    saved.remove_leftovers(run_dir)
+    rundir.remove_leftovers(run_dir, rundir.TRAINERS)
     rundir.keep_lines(run_dir / rundir.STEPS, lambda line: line["step"] <= step)
     rundir.keep_lines(run_dir / rundir.RECEIPT, lambda line: line["epoch"] < epochs)
-    rundir.keep_lines(run_dir / rundir.EPOCHS, lambda line: line["epoch"] < epochs)
+    rundir.keep_lines(run_dir / rundir.EPOCHS, lambda line: line["epoch"] < validated)
     rundir.cut_samples(run_dir / rundir.SAMPLES, samples)
