@@ -3,7 +3,9 @@
 Exit 0 done, 1 failed, 2 wrong usage or settings, 130 interrupted. ``--debug`` adds the traceback.
 """
 
+import atexit
 import gc
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,6 +19,8 @@ ERROR_PREFIX = "fourstage: "
 
 def end_with(run: Callable[[], int], *, debug: bool) -> NoReturn:
     """Run to the end and leave with the code that it returns, or with that of its error."""
+    # The first to be registered is the last to run.
+    atexit.register(_hear_no_more)
     try:
         code = run()
     except FourstageError as error:
@@ -30,6 +34,12 @@ def end_with(run: Callable[[], int], *, debug: bool) -> NoReturn:
     # The interpreter would look for cycles among all of torch's objects once more before it drops them: a second.
     gc.freeze()
     sys.exit(code)
+
+
+def _hear_no_more() -> None:
+    """What is to be said is said: a late Ctrl-C would only put another exit code in place of the documented one."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _say(message: str, debug: bool) -> None:

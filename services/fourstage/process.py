@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import secrets
 import select
 import shutil
@@ -52,14 +53,18 @@ class StopFlag:
         return self._set
 
     def on_signals(self) -> None:
-        """SIGTERM and SIGINT set the flag."""
+        """SIGTERM and SIGINT set the flag, and so does a terminal that closes, unless SIGHUP was ignored (nohup)."""
 
         def handle(number: int, _: FrameType | None) -> None:
-            self.urgent = self._set
+            # A terminal that closes may say so twice: that is nobody's second Ctrl-C.
+            if self._set and number != signal.SIGHUP:
+                self.urgent = True
             self.set(signal.Signals(number).name)
 
         signal.signal(signal.SIGTERM, handle)
         signal.signal(signal.SIGINT, handle)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, handle)
 
     def on_lifeline(self, descriptor: int) -> None:
         """Set the flag when the other end of this pipe closes: the parent is gone, however it died."""
@@ -79,19 +84,39 @@ def private_folder(configured: str) -> Path:
     """
     try:
         if configured:
-            Path(configured).mkdir(mode=0o700, parents=True, exist_ok=True)
+            _own_folder(configured)
         return Path(tempfile.mkdtemp(prefix="fourstage-", dir=configured or None))
     except OSError as error:
         raise SettingsError(f"sockets = {configured!r}: {error.strerror}") from error
+
+
+def _own_folder(configured: str) -> Path:
+    """The configured folder, made if it is missing. Raises SettingsError where others could put sockets of their own
+    in the place of ours."""
+    folder = Path(configured)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if mode & (stat.S_IWGRP | stat.S_IWOTH) and not mode & stat.S_ISVTX:
+        raise SettingsError(
+            f"sockets = {configured!r} is a folder that other users may write to (mode {mode:04o})",
+            hint=f"chmod 700 {folder}, or leave sockets out",
+        )
+    return folder
+
+
+def raise_file_limit() -> None:
+    """As many open files as the system allows at most: libzmq ends its process where a peer comes over a Unix socket
+    and no descriptor is left (ipc_listener.cpp)."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextmanager
 def sockets_folder(configured: str) -> Iterator[Path]:
     """The folder of the Unix sockets: the configured one, or a private one that is removed in the end."""
     if configured:
-        folder = Path(configured)
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder = _own_folder(configured)
         except OSError as error:
             raise SettingsError(f"sockets = {configured!r}: {error.strerror}") from error
         remove_dead_sockets(folder)

@@ -16,7 +16,7 @@ import fourstage
 from fourstage import rundir
 from fourstage.logs import configure_logging
 from fourstage.metrics import Role
-from fourstage.process import ORPHANED, StopFlag, sockets_folder
+from fourstage.process import ORPHANED, StopFlag, raise_file_limit, sockets_folder
 from fourstage.settings import MetricsSettings, Settings
 from fourstage.telemetry import Telemetry
 from fourstage.wire.security import load
@@ -53,6 +53,7 @@ class Started:
 def started(role: Role, name: str, launch: Launch) -> Iterator[Started]:
     """Logs, signals, metrics, and the folder of sockets of one service, given back in the end."""
     configure_logging(name, debug=launch.debug)
+    raise_file_limit()
     stop = StopFlag()
     stop.on_signals()
     if launch.lifeline:
@@ -89,9 +90,10 @@ def run_loader(launch: Launch, store_path: Path) -> int:
         try:
             configured = launch.settings.loader.address
             if configured.startswith("file:"):
-                rundir.write_whole(Path(configured.removeprefix("file:")), service.address + "\n", durable=False)
-            log.info("serving %s at %s", store_path, service.address)
-            announce(launch, base, "loader", address=service.address)
+                both = f"{service.address}\n{service.trainers}\n"
+                rundir.write_whole(Path(configured.removeprefix("file:")), both, durable=False)
+            log.info("serving %s to augmenters at %s, to trainers at %s", store_path, service.address, service.trainers)
+            announce(launch, base, "loader", address=service.address, trainers=service.trainers)
             service.run()
         finally:
             service.close()

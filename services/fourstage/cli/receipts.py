@@ -51,6 +51,8 @@ def batch(
         Console().print(batch_table(again, shown))
         if len(again.samples) > shown.stop - shown.start:
             typer.echo(f"{len(again.samples)} samples, of which --rows FIRST:LAST shows others")
+        for row, why in again.batch.left_out.items():
+            typer.echo(f"left out: row {row}, {again.batch.keys[row]!r} cannot be decoded: {why}")
         typer.echo(f"digest {again.digest}: {again.words}")
         typer.echo(f"picture {picture}: the crops with the colour shift added and clipped; the mean is not subtracted")
     if again.verdict == "differs":

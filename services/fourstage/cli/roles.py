@@ -14,6 +14,7 @@ from fourstage.logs import configure_logging
 from fourstage.resolve import load_settings, write_settings
 from fourstage.services import Launch, run_augmenter, run_loader, run_trainer
 from fourstage.settings import Settings
+from fourstage.wire.addresses import AUTO, check_reach
 from fourstage.wire.security import load
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,11 @@ def trainer(
         raise typer.Exit
     resume = resume or (continue_ and (run_dir / rundir.SETTINGS).is_file())
     # Before the run's directory is taken: wrong keys leave it as it was.
-    load(launch.settings.keys, "trainer", warn=False)
+    has_keys = load(launch.settings.keys, "trainer", warn=False) is not None
+    where = {"loader.address": launch.settings.loader.address, "loader.trainers": launch.settings.loader.trainers}
+    for what, address in (where | {"receiver": launch.settings.receiver}).items():
+        if address != AUTO and not address.startswith("file:"):
+            check_reach(address, role="trainer", has_keys=has_keys, what=what)
     if os.environ.get("RANK", "0") == "0":
         _take_over(run_dir, launch.settings, resume=resume)
     raise typer.Exit(run_trainer(launch, run_dir, resume=resume))

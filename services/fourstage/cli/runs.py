@@ -3,8 +3,9 @@
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,12 +15,14 @@ from fourstage.by_hand import RATE, SCALE
 from fourstage.cli.shared import DebugOption, JsonOption, RunDirOption, SetOption, StoreOption, first_augmenters, say
 from fourstage.engine.foreground import free_run_directory, run_in_foreground
 from fourstage.engine.lock import require_running
-from fourstage.errors import SettingsError
+from fourstage.errors import FourstageError, SettingsError
+from fourstage.logs import escaped
 from fourstage.resolve import load_settings, read_toml
 from fourstage.store import open_store
 from fourstage.store.manifest import MANIFEST_NAME
 from fourstage.trace import await_trace, request_trace
 from fourstage.view import StoreBar, render
+from fourstage.wire.addresses import AUTO, is_local
 
 _TRACE_PATIENCE_SECONDS = 15.0
 """Steps may take seconds, and the trainer looks for requests between them."""
@@ -56,6 +59,11 @@ def run(
     began_with = run_dir / rundir.SETTINGS
     source = recipe or (str(began_with) if resume and began_with.is_file() else "alexnet")
     settings = load_settings(source, overrides=set_ or (), flags=flags)
+    if settings.receiver != AUTO and not is_local(settings.receiver):
+        raise SettingsError(
+            f"receiver = {settings.receiver!r}: the processes of fourstage run never leave this machine",
+            hint="leave it out; fourstage loader, augmenter and trainer, with keys, run on several",
+        )
     count, auto = first_augmenters(augmenters, settings)
     code = run_in_foreground(
         settings, store=store, run_dir=run_dir, augmenters=count, auto=auto, resume=resume, as_json=json_, debug=debug
@@ -76,8 +84,8 @@ def demo(
     debug: DebugOption = False,
 ) -> None:
     """Draw photographs of ten classes, store them, and learn them through all four stages."""
-    if not (store / MANIFEST_NAME).is_file():
-        _make_demo_store(store, seed, quiet=json_)
+    if missing := _missing_splits(store):
+        _make_demo_store(store, seed, missing, quiet=json_)
     if only_store:
         splits = {name: len(split) for name, split in open_store(store).splits.items()}
         counts = ", ".join(f"{name} {images:,}" for name, images in sorted(splits.items()))
@@ -95,15 +103,31 @@ def demo(
     raise typer.Exit(code)
 
 
-def _make_demo_store(store: Path, seed: int, *, quiet: bool) -> None:
+def _missing_splits(store: Path) -> tuple[str, ...]:
+    """What the demo's store lacks: everything, or the second split where the first was made and then interrupted."""
+    if not (store / MANIFEST_NAME).is_file():
+        return ("train", "val")
+    opened = open_store(store)
+    if "val" in opened.splits:
+        return ()
+    from fourstage.demo import CLASSES
+
+    # Any other store is somebody's own and stays as it is.
+    return ("val",) if tuple(opened.classes) == tuple(CLASSES) else ()
+
+
+def _make_demo_store(store: Path, seed: int, splits: Sequence[str], *, quiet: bool) -> None:
     from fourstage.demo import write_photographs
     from fourstage.store.prepare import prepare as prepare_store
 
+    per_class = {"train": 400, "val": 50}
+    count = sum(10 * per_class[split] for split in splits)
     with tempfile.TemporaryDirectory(prefix="fourstage-photographs-") as folder:
-        say("drawing 4,500 photographs of ten classes, 120 to 256 pixels wide", quiet=quiet)
+        say(f"drawing {count:,} photographs of ten classes, 120 to 256 pixels wide", quiet=quiet)
         photographs = Path(folder)
-        write_photographs(photographs, seed=seed, train_per_class=400, validation_per_class=50)
-        for split in ("train", "val"):
+        wanted = {split: number if split in splits else 0 for split, number in per_class.items()}
+        write_photographs(photographs, seed=seed, train_per_class=wanted["train"], validation_per_class=wanted["val"])
+        for split in splits:
             with StoreBar(f"preparing {split}", quiet=quiet) as progress:
                 prepare_store(photographs / split, store, split=split, size=36, progress=progress.show)
 
@@ -113,8 +137,22 @@ def status(run_dir: RunDirOption = Path(), json_: JsonOption = False) -> None:
     values = rundir.read_json(run_dir / rundir.STATUS)
     if json_:
         typer.echo(json.dumps(values))
-    else:
-        Console().print(render(values))
+        return
+    try:
+        view = render(_printable(values))
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        path = run_dir / rundir.STATUS
+        raise FourstageError(f"{path} is no status that this version has written: {error!r}") from error
+    Console().print(view)
+
+
+def _printable(value: Any) -> Any:
+    """The same without control characters: peers' names are among it, and a terminal obeys some of them."""
+    if isinstance(value, dict):
+        return {_printable(name): _printable(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_printable(entry) for entry in value]
+    return escaped(value) if isinstance(value, str) else value
 
 
 def trace(

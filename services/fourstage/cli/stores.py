@@ -48,6 +48,9 @@ def prepare(
 
 def verify(
     store: Annotated[Path, typer.Argument(help="Directory made by fourstage prepare.")],
+    decode: Annotated[
+        bool, typer.Option("--decode", help="Decode every image too, and name each that cannot be; takes a core long.")
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Read every byte of a store and compare it with its index."""
@@ -56,7 +59,7 @@ def verify(
     from fourstage.store.verify import verify as verify_store
 
     with StoreBar("verifying", quiet=json_) as progress:
-        report = verify_store(store, progress=progress.show)
+        report = verify_store(store, decode=decode, progress=progress.show)
     if json_:
         typer.echo(json.dumps(asdict(report), default=str))
     else:

@@ -4,8 +4,10 @@ import json
 import logging
 import shlex
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -50,12 +52,19 @@ def run_in_foreground(
     rundir.create_run_directory(run_dir, resume=resume)
     if is_looked_after(run_dir):
         raise SettingsError(f"the run in {run_dir} goes on already", hint="wait for its end, or name another directory")
+    configure_logging("run", debug=debug)
+    if resume:
+        from fourstage.trainer.resume import changed_settings
+
+        # Before anything is written: what is refused leaves the run as it was.
+        for change in changed_settings(settings, run_dir):
+            log.warning("other than before: %s", change)
+    rundir.remove_leftovers(run_dir, rundir.ENGINES)
     rundir.note_store(run_dir, store, opened.fingerprint)
     rundir.write_whole(run_dir / rundir.SETTINGS, write_settings(settings))
     for stale in (rundir.STATUS, rundir.SUMMARY, rundir.TRACE, REQUEST, SCALE.file):
         (run_dir / stale).unlink(missing_ok=True)
     shutil.rmtree(run_dir / TRACE_FOLDER, ignore_errors=True)
-    configure_logging("run", debug=debug)
     stop = StopFlag()
     stop.on_signals()
     console = Console(stderr=as_json)
@@ -69,23 +78,24 @@ def run_in_foreground(
         replicas = count // 2 if settings.parallel == "columns" else count
         run = LocalRun(run_dir, sockets, store.absolute(), augmenters, auto, resume, count, replicas, debug)
         code = run.run(stop, view)
-    if stop.urgent:
-        log.warning("stopped at once: the run can go on from its last checkpoint")
-        return code
-    summary = rundir.read_json(run_dir / rundir.SUMMARY)
+    summary = rundir.read_json(run_dir / rundir.SUMMARY) if (run_dir / rundir.SUMMARY).is_file() else {}
     if as_json:
-        print(json.dumps(summary))  # noqa: T201 - the one object that --json promises
-    else:
+        print(json.dumps(summary or {"state": "interrupted"}))  # noqa: T201 - the one object that --json promises
+    elif summary and not stop.urgent:
         console.print(final_table(summary))
         console.print(f"written to {run_dir}: {', '.join(written(run_dir))}", soft_wrap=True, highlight=False)
     if code == 130:
         command = ["fourstage", "run", "--store", str(store), "--run-dir", str(run_dir), "--resume"]
         Console(stderr=True).print(
-            f"interrupted after step {summary['steps']}; go on with: {shlex.join(command)}",
-            soft_wrap=True,
-            highlight=False,
+            f"{_interrupted(summary, stop)}; go on with: {shlex.join(command)}", soft_wrap=True, highlight=False
         )
     return code
+
+
+def _interrupted(summary: Mapping[str, Any], stop: StopFlag) -> str:
+    if summary:
+        return f"interrupted after step {summary['steps']}"
+    return "stopped at once, at the last checkpoint" if stop.urgent else "interrupted before the first step"
 
 
 def trainers(settings: Settings) -> int:

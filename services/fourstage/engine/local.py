@@ -5,6 +5,7 @@ trainers run under torchrun, and when one of them dies all of them end.
 """
 
 import json
+import logging
 import os
 import signal
 import time
@@ -20,6 +21,8 @@ from fourstage.engine.processes import POLL_SECONDS, STOP_SECONDS, Processes
 from fourstage.engine.scaling import Scaling
 from fourstage.errors import FourstageError
 from fourstage.process import StopFlag
+
+log = logging.getLogger(__name__)
 
 _TRAINER_STOP_SECONDS = 120.0
 """Time for the last step and the checkpoint."""
@@ -80,6 +83,8 @@ class LocalRun:
         return (
             "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.trainers),
             "--max-restarts", "0", "--shutdown-timeout", str(_RANKS_END_SECONDS),
+            # Its own would stay in the folder of temporary files.
+            "--log-dir", os.fspath(self.sockets / "torchrun"),
         )  # fmt: skip
 
     def _ranks(self) -> list[str]:
@@ -107,7 +112,7 @@ class LocalRun:
                 scaling.turn(now)
             if (present := self._present()) != listed:
                 listed = present
-                rundir.write_json(self.run_dir / "processes.json", listed, durable=False)
+                rundir.write_json(self.run_dir / rundir.PROCESSES, listed, durable=False)
             if stop.urgent:
                 return 130
             if code is not None and not self._restart_trainer(code, stop):
@@ -131,17 +136,27 @@ class LocalRun:
     def _restart_trainer(self, code: int, stop: StopFlag) -> bool:
         """Start a killed trainer again; one that has ended by itself stays ended."""
         if (code > 0 and code != 130) or (code < 0 and self.trainers > 1):
-            raise FourstageError(self._processes.last_words(_TRAINER, code))
+            words = self._processes.last_words(_TRAINER, code)
+            if not (stop and self.trainers > 1 and not self._status()):
+                raise FourstageError(words)
+            # torchrun says the same of trainers that were stopped before their first batch as of any that failed.
+            log.warning("%s", words)
         if code >= 0 or stop:
             return False
         self._processes.restart(_TRAINER, code, self._trainer(resume=True))
         return True
 
     def _ended(self, code: int) -> int:
-        """torchrun takes any code but 0 for a failure, so trainers under it say only in the summary how they ended."""
-        if code == 0 and self.trainers > 1 and rundir.read_json(self.run_dir / rundir.SUMMARY)["state"] != "done":
-            return 130
-        return code
+        """The code of a run whose trainer has ended with ``code``; the summary, where there is one, says how.
+
+        torchrun takes any code but 0 for a failure, so trainers under it say it only there. A signal kills a trainer
+        that is not up yet, or that is done and about to leave.
+        """
+        if code >= 0 and self.trainers == 1:
+            return code
+        if code == -signal.SIGKILL:
+            log.warning("the trainer was killed while it stopped: the run can go on from its last checkpoint")
+        return 0 if rundir.is_done(self.run_dir) else 130
 
     def _stop_all(self, stop: StopFlag) -> None:
         """Trainer, then augmenters, then loader: each stage outlives those that it feeds."""

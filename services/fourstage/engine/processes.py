@@ -29,6 +29,8 @@ ADDRESS = "loader.address"
 _LIFELINE = "lifeline"
 _RESTARTS = 5
 """Restarts of one process within ``_RESTART_WINDOW`` seconds after which we give up."""
+_RESTARTS_OF_KILLED = 20
+"""The same after a signal: to find the sample that kills its workers takes 3 + log2(batch_size) + 2 deaths."""
 _RESTART_WINDOW = 30.0
 
 
@@ -99,7 +101,8 @@ class Processes:
         child = self._children[name]
         now = time.monotonic()
         child.starts = [start for start in child.starts if now - start < _RESTART_WINDOW]
-        if code == 2 or len(child.starts) > _RESTARTS:
+        most = _RESTARTS if code >= 0 else _RESTARTS_OF_KILLED
+        if code == 2 or len(child.starts) > most:
             raise FourstageError(self.last_words(name, code))
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         log.warning("%s %s: started again", name, how)
@@ -151,6 +154,7 @@ class Processes:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(ENVIRONMENT_PREFIX)}
         environment |= {
             "FOURSTAGE_LOADER__ADDRESS": f"file:{self._sockets / ADDRESS}",
+            "FOURSTAGE_LOADER__TRAINERS": "auto",
             "FOURSTAGE_SOCKETS": os.fspath(self._sockets),
             # They speak through Unix sockets; the setting is for one role, and these are of all.
             "FOURSTAGE_KEYS": "",
