@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from fourstage.loader.book import READ_AHEAD
 from fourstage.loader.leases import Grant, Leases
+from fourstage.loader.suspects import PROOFS
 from tests.loader.world import IDENTITY, TIMING, Worker, World
 
 S = b"stream"
@@ -192,9 +193,9 @@ class Books(Leases):
         """What is to be loaded, the emptiest stream's first."""
         return [(stream, seq) for stream in self.emptiest() for seq in self.wanted(stream)]
 
-    def __init__(self, *, batches: int = 20, window: int = 0, identity: bytes = b"") -> None:
+    def __init__(self, *, batches: int = 20, window: int = 0, identity: bytes = b"", rows: int = 4) -> None:
         super().__init__(TIMING)
-        self.open(S, start=0, end=batches, window=window, identity=identity)
+        self.open(S, start=0, end=batches, window=window, identity=identity, rows=lambda _: rows)
 
     def employ(self, name: str, free: int, *, identity: bytes = IDENTITY, now: float = 0.0) -> None:
         self.join(name, identity, now)
@@ -321,27 +322,85 @@ def test_a_stream_that_asks_for_none_is_pinned_to_the_pixels_of_its_first_worker
     assert books.identity(S) == b"one"
 
 
-def test_a_batch_that_has_killed_three_workers_is_named() -> None:
-    books = Books()
+def search(books: Books, guilty: int | None, *, workers: int = 100) -> tuple[list[int], int]:
+    """Let workers die over batch 0 wherever they decode row ``guilty``; the rows named and the deaths until then."""
+    for number in range(workers):
+        name = f"worker {number}"
+        books.employ(name, free=3)
+        while True:
+            books.loaded(S, 0)
+            given = {grant.seq: grant for grant in books.plan(0.0)}
+            if (grant := given.get(0)) is None:
+                return [], number
+            tried = range(*grant.trial) if grant.trial != (0, 0) else range(1 << 16)
+            if guilty is None or guilty not in tried or guilty in grant.skip:
+                if grant.trial == (0, 0):
+                    return [], number
+                books.tried(name, S, 0, grant.trial)
+                books.say(name, seen=grant.number, free=3)
+                continue
+            if named := books.leave(name, died=True):
+                assert all((stream, seq) == (S, 0) for stream, seq, _ in named)
+                return [row for _, _, row in named], number + 1
+            break
+    raise AssertionError("no end")
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 128])
+def test_a_batch_that_has_killed_three_workers_is_split_until_the_guilty_row_is_named(rows: int) -> None:
+    for guilty in {0, rows // 2, rows - 1}:
+        named, deaths = search(Books(rows=rows, batches=1), guilty)
+        assert named == [guilty]
+        assert deaths <= 3 + rows.bit_length() + PROOFS
+
+
+def test_a_batch_over_which_three_workers_died_by_chance_is_made_after_all() -> None:
+    books = Books(batches=1)
+    for number in range(3):
+        books.employ(f"chance {number}", free=3)
+        assert books.give() == [(f"chance {number}", 0)]
+        assert books.leave(f"chance {number}", died=True) == []
+    assert books.suspected(S) == 0
+    assert search(books, None) == ([], 0)
+    assert books.suspected(S) is None
+
+
+def test_a_batch_is_made_without_the_rows_that_are_to_be_skipped_and_can_accuse_another_one() -> None:
+    books = Books(batches=1, rows=8)
+    assert search(books, 5)[0] == [5]
+    books.skip(S, 0, 5)
+    assert search(books, 2)[0] == [2]
+    books.skip(S, 0, 2)
+    books.employ("last", free=3)
+    (grant,) = books.plan(0.0)
+    assert (grant.trial, grant.skip) == ((0, 0), (2, 5))
+
+
+def test_a_suspected_batch_does_not_keep_the_others_from_being_made() -> None:
+    books = Books(batches=30)
     for number in range(3):
         books.employ(f"worker {number}", free=3)
-        assert books.give()[0] == (f"worker {number}", 0)
-        assert books.leave(f"worker {number}", died=True) == ([] if number < 2 else [(S, 0)])
+        books.give()
+        books.leave(f"worker {number}", died=True)
+    books.employ("a", free=3)
+    books.employ("b", free=3)
+    grants = list(books.plan(0.0))
+    assert [grant.seq for grant in grants if grant.trial != (0, 0)] == [0]
+    assert sorted(grant.seq for grant in grants) == [0, 1, 2, 3]
 
 
-def test_a_guilty_batch_is_named_although_its_holders_had_older_leases_waiting() -> None:
+def test_a_guilty_batch_is_suspected_although_its_holders_had_older_leases_waiting() -> None:
     """A head is made before leases that were given earlier: blaming the oldest lease blamed the innocent."""
     books = Books(batches=30)
     books.employ("a", free=3)
     books.employ("b", free=3)
     books.employ("c", free=3)
     assert sorted(seq for _, seq in books.give()) == [0, 1, 2, 3, 4, 5]
-    named = []
     holder = "a"
     for _ in range(3):
-        named += books.leave(holder, died=True)
+        books.leave(holder, died=True)
         holder = next((name for name, seq in books.give() if seq == 0), "nobody")
-    assert named == [(S, 0)]
+    assert books.suspected(S) == 0
 
 
 def test_a_worker_that_leaves_in_order_accuses_nobody() -> None:
@@ -355,7 +414,7 @@ def test_a_worker_that_leaves_in_order_accuses_nobody() -> None:
 def test_the_emptiest_stream_is_served_first() -> None:
     books = Leases(TIMING)
     for stream in (b"full", b"empty"):
-        books.open(stream, start=0, end=9, window=4)
+        books.open(stream, start=0, end=9, window=4, rows=lambda _: 4)
         for seq in range(4):
             books.loaded(stream, seq)
     books.progress(b"full", 0, (0, 1), now=0.0)
@@ -370,7 +429,7 @@ def test_several_streams_do_not_all_give_their_batches_to_the_same_worker() -> N
     streams = [b"%d" % number for number in range(4)]
     books = Leases(TIMING)
     for stream in streams:
-        books.open(stream, start=0, end=9, window=4)
+        books.open(stream, start=0, end=9, window=4, rows=lambda _: 4)
         books.loaded(stream, 0)
     for name in "abcd":
         books.join(name, IDENTITY, 0.0)
@@ -449,10 +508,25 @@ def test_a_lease_that_cannot_be_sent_leaves_nothing_behind() -> None:
 
 def test_a_receiver_that_claims_too_much_stops_nothing() -> None:
     books = Leases(TIMING)
-    books.open(S, start=0, end=2**53, window=0)
+    books.open(S, start=0, end=2**53, window=0, rows=lambda _: 4)
     assert books.progress(S, 2**53, (2**53, 0), now=0.0) == [0, 1, 2, 3]
     assert list(books.wanted(S)) == []
     assert books.progress(b"unknown", 5, (6,), now=0.0) == []
+
+
+def test_a_refused_worker_loses_its_leases_and_gets_no_more_of_that_stream() -> None:
+    books = Books()
+    books.employ("liar", free=3)
+    assert books.give() == [("liar", 0), ("liar", 1)]
+    books.employ("b", free=3)
+    assert books.refuse(S, "liar")
+    assert not books.refuse(S, "liar"), "it is no news"
+    assert not books.serves("liar", S)
+    assert books.give() == [("b", 0), ("b", 1)]
+    books.say("liar", seen=2, free=9)
+    books.join("liar", IDENTITY, 1.0)
+    books.say("liar", free=9)
+    assert books.give(100.0) == []
 
 
 def test_a_closed_stream_and_an_unknown_worker_are_not_an_error() -> None:
@@ -466,7 +540,7 @@ def test_a_closed_stream_and_an_unknown_worker_are_not_an_error() -> None:
     books.say("nobody", held=(0,), free=1)
     assert books.leave("nobody", died=True) == []
     assert books.give() == []
-    assert not books.is_open(S, 0)
+    assert not books.holds("a", S, 0)
 
 
 def test_a_stream_of_one_worker_is_given_to_nobody_else() -> None:
@@ -474,7 +548,7 @@ def test_a_stream_of_one_worker_is_given_to_nobody_else() -> None:
     for name in ("own", "other"):
         leases.join(name, IDENTITY, 0.0)
         leases.beat(name, seen=0, held=(), slots=[(S, 3, 3)], now=0.0)
-    leases.open(S, start=0, end=8, window=8, only="own")
+    leases.open(S, start=0, end=8, window=8, only="own", rows=lambda _: 4)
     for seq in range(8):
         leases.loaded(S, seq)
     given = list(leases.plan(0.0))

@@ -43,7 +43,7 @@ def stream(store: Store) -> Iterator[LoaderStream]:
 @pytest.fixture
 def leases() -> Leases:
     leases = Leases(Timing(silence=5.0, hedge=1.0, missing=1.0))
-    leases.open(STREAM, start=0, end=BATCHES, window=BATCHES)
+    leases.open(STREAM, start=0, end=BATCHES, window=BATCHES, rows=lambda _: 2)
     return leases
 
 

@@ -7,22 +7,24 @@ lost with everything in them, workers that die or freeze, a loader that starts a
 from collections import deque
 from dataclasses import dataclass, field
 
-from fourstage.loader.leases import Leases, Timing
+from fourstage.loader.leases import Grant, Leases, Timing
 
 TIMING = Timing(silence=5.0, hedge=1.0, missing=1.0)
 HEARTBEAT = 0.5
 IDENTITY = b"pixels"
 JPEG_SLOTS = 3
+ROWS = 4
 
 
 @dataclass(slots=True)
 class Told:
-    """A message of a worker to the loader: HELLO (``slots`` is None) or BEAT."""
+    """A message of a worker to the loader: HELLO (``slots`` is None), BEAT, or TRIED (``tried`` is not None)."""
 
     session: int
     seen: int = 0
     held: tuple[tuple[bytes, int], ...] = ()
     slots: tuple[tuple[bytes, int, int], ...] | None = None
+    tried: tuple[bytes, int, tuple[int, int]] | None = None
 
 
 @dataclass(slots=True)
@@ -30,10 +32,7 @@ class Leased:
     """A lease on its way to a worker."""
 
     session: int
-    number: int
-    stream: bytes
-    seq: int
-    head: bool
+    grant: Grant
 
 
 @dataclass(slots=True)
@@ -42,6 +41,8 @@ class Share:
 
     slots: int
     leased: list[int] = field(default_factory=list)
+    trials: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Those of them that are trials."""
     finished: dict[int, int] = field(default_factory=dict)
     """Sequence number: number under which the trainer was told, 0 before that."""
     sent: int = 0
@@ -128,7 +129,10 @@ class World:
         if stream in self.loaded or stream not in self.trainers:
             return
         trainer = self.trainers[stream]
-        self.leases.open(stream, start=trainer.consumed, end=trainer.end, window=trainer.window, identity=IDENTITY)
+        self.leases.open(
+            stream, start=trainer.consumed, end=trainer.end, window=trainer.window, identity=IDENTITY,
+            rows=lambda _: ROWS,
+        )  # fmt: skip
         self.loaded[stream] = set()
         self.known[stream] = set()
         for worker in self.workers.values():
@@ -193,7 +197,9 @@ class World:
         if not worker.to_loader:
             return
         told = worker.to_loader.popleft()
-        if told.slots is None:
+        if told.tried is not None:
+            self.leases.tried(worker.name, *told.tried)
+        elif told.slots is None:
             self.leases.join(worker.name, worker.identity, self.now)
             self.sessions[worker.name] = told.session
             self._announce(worker)
@@ -215,11 +221,14 @@ class World:
             return
         if lease.session != worker.session:
             return
-        worker.seen = max(worker.seen, lease.number)
-        share = worker.shares.get(lease.stream)
-        if refused or share is None or share.free < 1 or lease.seq in (*share.leased, *share.finished):
+        grant = lease.grant
+        worker.seen = max(worker.seen, grant.number)
+        share = worker.shares.get(grant.stream)
+        if refused or share is None or share.free < 1 or grant.seq in (*share.leased, *share.finished):
             return
-        share.leased.insert(0 if lease.head else len(share.leased), lease.seq)
+        share.leased.insert(0 if grant.head else len(share.leased), grant.seq)
+        if grant.trial != (0, 0):
+            share.trials[grant.seq] = grant.trial
 
     def tick(self, seconds: float) -> None:
         self.now += seconds
@@ -246,13 +255,15 @@ class World:
                 self.leases.revoke(grant)
                 break
             session = self.sessions[worker.name]
-            worker.from_loader.append(Leased(session, grant.number, grant.stream, grant.seq, grant.head))
+            worker.from_loader.append(Leased(session, grant))
             if worker.alive and session == worker.session:
                 self._assert_slot_is_free(worker, grant.stream, grant.head)
 
     def _assert_slot_is_free(self, worker: Worker, stream: bytes, head: bool) -> None:
         under_way = sum(
-            1 for lease in worker.from_loader if lease and (lease.stream, lease.session) == (stream, worker.session)
+            1
+            for lease in worker.from_loader
+            if lease and (lease.grant.stream, lease.session) == (stream, worker.session)
         )
         spare = 0 if head else 1
         free = worker.shares[stream].free if stream in worker.shares else 0
@@ -278,9 +289,13 @@ class World:
         """Finish the batch that came first, a head before others."""
         if not worker.alive or worker.frozen:
             return
-        for share in worker.shares.values():
+        for stream, share in worker.shares.items():
             if share.leased:
-                share.tell(share.leased.pop(0))
+                seq = share.leased.pop(0)
+                if (trial := share.trials.pop(seq, None)) is None:
+                    share.tell(seq)
+                else:
+                    worker.to_loader.append(Told(worker.session, tried=(stream, seq, trial)))
                 return
 
     def hear_batch(self, worker: Worker, stream: bytes) -> None:

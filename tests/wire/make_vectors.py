@@ -18,7 +18,7 @@ from fourstage.augmenter.draws import crop_positions, draw, normal_quantiles
 from fourstage.augmenter.transform import identity, transform
 from fourstage.order import BatchPlan, Place, Remainder, permutation
 from fourstage.trainer.inbox import FeedBatch
-from fourstage.trainer.receipt import Receipt, batch_digest, pixel_digests, sample_digests
+from fourstage.trainer.receipt import Receipt, batch_digest, pixel_digests, sample_digests, with_gaps
 from fourstage.views import View
 from fourstage.wire.codec import encode, encode_body
 from fourstage.wire.codes import lease_code
@@ -51,6 +51,8 @@ from fourstage.wire.messages import (
 
 PATH = Path(__file__).parents[2] / "proto" / "vectors.json"
 STREAM, PEER, DIGEST, SECRET = (bytes(range(first, first + 16)) for first in (0, 16, 32, 48))
+KEY = b"Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID"
+"""A public key, from the manual of zmq_curve(7)."""
 VIEW = View("random", 224, colour_std=0.1)
 VIEW_2012 = View(
     "random",
@@ -94,6 +96,11 @@ PLACES: list[tuple[int, int, Remainder, int, int, int]] = [
 ]
 """Samples, batch size, remainder, rank, world, sequence number."""
 
+_SAMPLES = Samples(
+    indices=np.array([7, 993], "<i8").tobytes(), labels=np.array([0, 1], "<i4").tobytes(), keys=("cat/7", "dog/ñ")
+)
+SAMPLES = encode_body(_SAMPLES)
+CODE = lease_code(SECRET, stream=STREAM, seq=12, worker=PEER, identity=DIGEST, samples=SAMPLES)
 MESSAGES: list[Message] = [
     Hello(protocol=2, role="augmenter", peer=PEER, session=1, name="augmenter-0", build="0.1.0", identity=DIGEST),
     Welcome(peer=PEER, session=1, build="0.1.0", side="/run/loader", heartbeat_seconds=0.5, silence_seconds=5.0),
@@ -106,9 +113,9 @@ MESSAGES: list[Message] = [
         stream=STREAM, split="train", view=VIEW, batch_size=128, remainder="keep", shuffle=True, seed=2012, rank=0,
         world=1, start=10, epochs=90, end=0, window=0, fingerprint="f00d", identity=b"", transport="arena",
         receiver="tcp://trainer:5556", side="/run/trainer", worker=PEER,
-        on_corrupt="skip", secret=SECRET,
+        on_corrupt="skip", secret=SECRET, receiver_key=KEY,
     ),
-    Progress(stream=STREAM, consumed=10, arrived=(11, 13)),
+    Progress(stream=STREAM, consumed=10, arrived=(11, 13), refused=(PEER,)),
     Close(stream=STREAM),
     Opened(
         stream=STREAM, samples=1000, batches_per_epoch=8, end=720, largest_rows=128, size=256, fingerprint="f00d",
@@ -122,22 +129,21 @@ MESSAGES: list[Message] = [
     Stream(
         stream=STREAM, split="train", view=VIEW, size=256, seed=2012, largest_rows=128,
         colours=tuple(COLOURS.reshape(-1).tolist()), transport="arena", slots=64, slot_bytes=4096,
-        receiver="tcp://trainer:5556", side="/run/trainer", on_corrupt="skip",
+        receiver="tcp://trainer:5556", side="/run/trainer", on_corrupt="skip", receiver_key=KEY,
     ),
     Lease(
         stream=STREAM, seq=12, session=1, number=5, head=True, epoch=1, first=512, rows=2, slot=3,
-        sizes=np.array([24_000, 23_000], "<u4").tobytes(), code=lease_code(SECRET, STREAM, 12, PEER), times=TIMES,
+        sizes=np.array([24_000, 23_000], "<u4").tobytes(), code=CODE,
+        times=TIMES,
         skip=(1,), trial=(0, 1),
     ),
     Gone(stream=STREAM),
-    Samples(
-        indices=np.array([7, 993], "<i8").tobytes(), labels=np.array([0, 1], "<i4").tobytes(), keys=("cat/7", "dog/ñ"),
-    ),
-    Beat(seen=5, held=((STREAM, 12), (STREAM, 14)), slots=((STREAM, 1, 3),), usage=USAGE),
-    Tried(stream=STREAM, seq=12, number=5),
+    _SAMPLES,
+    Beat(seen=5, held=((STREAM, 12, CODE), (STREAM, 14, DIGEST)), slots=((STREAM, 1, 3),), usage=USAGE),
+    Tried(stream=STREAM, seq=12, trial=(0, 1)),
     Batch(
         stream=STREAM, seq=12, session=1, number=4, slot=0, rows=2, identity=DIGEST,
-        code=lease_code(SECRET, STREAM, 12, PEER), times=TIMES, skipped=(1,),
+        code=CODE, times=TIMES, skipped=(1,),
     ),
     Holds(stream=STREAM, session=1, seen=4, seqs=(12,)),
 ]  # fmt: skip
@@ -283,10 +289,10 @@ def philox_words(key: tuple[int, ...], counter: tuple[int, ...]) -> list[int]:
 
 
 def receipt() -> list[dict[str, Any]]:
-    """A stream of two batches, the second one smaller, and the chains over them."""
+    """A stream of three batches, the second one smaller, rows of the third one skipped, and the chains over them."""
     chains = {"keys": Receipt("keys"), "pixels": Receipt("pixels")}
     entries = []
-    for seq, rows in ((0, 3), (1, 2)):
+    for seq, rows, skipped in ((0, 3, ()), (1, 2, ()), (2, 4, (0, 2))):
         place = Place(epoch=0, first=3 * seq, rows=rows)
         made = draw(VIEW, size=256, seed=2012, epoch=0, first=place.first, rows=rows, colours=COLOURS)
         batch = FeedBatch(
@@ -296,17 +302,22 @@ def receipt() -> list[dict[str, Any]]:
             pixels=np.arange(rows * 12, dtype=np.uint8).reshape(rows, 2, 2, 3), identity=DIGEST, source=PEER,
             _release=lambda _: None,
         )  # fmt: skip
+        samples = Samples(batch.indices.tobytes(), batch.labels.tobytes(), batch.keys)
+        batch.leave_out(skipped)
+        batch.pixels = batch.pixels[: len(batch.keys)]
         images = pixel_digests(batch.pixels)
-        rows_of = {"keys": sample_digests(batch, b""), "pixels": sample_digests(batch, images)}
+        rows_of = {
+            covers: with_gaps(sample_digests(batch, pixels), skipped)
+            for covers, pixels in (("keys", b""), ("pixels", images))
+        }
         digests = {covers: batch_digest(seq, of_rows) for covers, of_rows in rows_of.items()}
         for covers, chain in chains.items():
-            chain.add(digests[covers], rows, last_of_epoch=seq == 1)
-        samples = Samples(batch.indices.tobytes(), batch.labels.tobytes(), batch.keys)
+            chain.add(digests[covers], len(batch.keys), last_of_epoch=seq == 2)
         entries.append(
             {
                 "seq": seq, "samples": encode_body(samples).hex(), "offsets": made.offsets.tolist(),
                 "reflections": made.reflections.tolist(), "shifts_float32": made.shifts.tolist(),
-                "pixels": batch.pixels.tobytes().hex(), "xxh3_128_of_images": images.hex(),
+                "skipped": list(skipped), "pixels": batch.pixels.tobytes().hex(), "xxh3_128_of_images": images.hex(),
                 "sample_digests": {covers: value.hex() for covers, value in rows_of.items()},
                 "batch_digest": {covers: value.hex() for covers, value in digests.items()},
                 "chain": {covers: chain.digest.hex() for covers, chain in chains.items()},

@@ -59,13 +59,18 @@ def test_the_chain_of_a_receipt() -> None:
         labels = samples.partition(b"labels\xc4" + bytes([4 * rows]))[2][: 4 * rows]
         keys = [samples.partition(b"keys")[2][2 + 8 * row : 9 + 8 * row] for row in range(rows)]
         images = bytes.fromhex(entry["xxh3_128_of_images"])
+        there = [row for row in range(rows) if row not in entry["skipped"]]
         for covers, width in (("keys", 0), ("pixels", 16)):
             of_rows = ""
             for row in range(rows):
+                if row not in there:
+                    of_rows += bytes(16).hex()
+                    continue
                 head = keys[row] + indices[8 * row : 8 * row + 8] + labels[4 * row : 4 * row + 4]
                 offsets, shift = entry["offsets"][row], entry["shifts_float32"][row]
                 drawn = struct.pack("<2i?3f", *offsets, entry["reflections"][row], *shift)
-                of_rows += blake(head, drawn, images[width * row : width * row + width])
+                lies = width * there.index(row)
+                of_rows += blake(head, drawn, images[lies : lies + width])
             assert of_rows == entry["sample_digests"][covers]
             digest = blake(struct.pack("<Q", entry["seq"]), bytes.fromhex(of_rows))
             assert digest == entry["batch_digest"][covers]

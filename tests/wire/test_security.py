@@ -5,11 +5,13 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,14 @@ import pytest
 import zmq
 
 from fourstage.errors import FourstageError, SettingsError
+from fourstage.views import View
 from fourstage.wire.gate import Gate
 from fourstage.wire.handshakes import Handshakes, Outcome
 from fourstage.wire.keys import make_keys
-from fourstage.wire.messages import Close, Gone
-from fourstage.wire.refusals import Refusals, Trouble
-from fourstage.wire.security import ROLES, Role, Security, load
+from fourstage.wire.messages import Batch, Close, Gone, Lease, Open, Times
+from fourstage.wire.peer_keys import add_peer, revoke_peer
+from fourstage.wire.refusals import Quiet, Refusals, Trouble
+from fourstage.wire.security import FOR_AUGMENTERS, FOR_BATCHES, FOR_TRAINERS, ROLES, Entrance, Role, Security, load
 from fourstage.wire.sockets import Bound, Dialled
 from tests.pipeline.harness import eventually
 
@@ -60,13 +64,19 @@ def of(folder: Path, role: Role) -> Security:
 class Counted(Bound):
     """A bound socket that counts whom it refused, and keeps what came."""
 
-    def __init__(self, address: str = TCP, security: Security | None = None) -> None:
-        self.refused = 0
+    def __init__(
+        self, address: str = TCP, security: Security | None = None, entrance: Entrance = FOR_AUGMENTERS
+    ) -> None:
+        self.reasons: Counter[tuple[str, str]] = Counter()
         self.received: list[object] = []
-        super().__init__(address, security=security, on_refused=self._count)
+        super().__init__(address, entrance=entrance, security=security, on_refused=self._count)
 
-    def _count(self, number: int) -> None:
-        self.refused += number
+    def _count(self, what: str, reason: str, number: int) -> None:
+        self.reasons[what, reason] += number
+
+    @property
+    def refused(self) -> int:
+        return sum(self.reasons.values())
 
     def look(self) -> int:
         """Take in what has come; how many were refused so far."""
@@ -100,19 +110,143 @@ def stranger(kind: str, keys: Path, other_keys: Path) -> Security | None:
 STRANGERS = ["an unknown key", "another server's key", "keys of another set", "no key"]
 
 
-@pytest.mark.parametrize("server", ["loader", "trainer"])
-def test_a_known_key_passes_and_every_message_bears_its_name(keys: Path, server: Role) -> None:
-    security = of(keys, "augmenter")
+ENTRANCES = [FOR_AUGMENTERS, FOR_TRAINERS, FOR_BATCHES]
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES, ids=lambda entrance: entrance.domain)
+def test_a_known_key_passes_and_every_message_says_whose_it_is(keys: Path, entrance: Entrance) -> None:
+    security = of(keys, entrance.client)
     with (
-        Counted(security=of(keys, server)) as bound,
-        Dialled(bound.address, server=server, security=security) as dialled,
+        Counted(security=of(keys, entrance.server), entrance=entrance) as bound,
+        Dialled(bound.address, server=entrance.server, security=security) as dialled,
     ):
         passes(bound, dialled)
         assert dialled.send(OURS)
-        eventually(lambda: bound.socket.poll(10), "a message", 20.0)
-        frames = bound.socket.recv_multipart(copy=False)
-        assert {frame.get("User-Id") for frame in frames[1:]} == {"augmenter"}
+        arrival = eventually(bound.receive, "a message", 20.0)
+        assert arrival is not None
+        assert arrival.user == security.own.public.decode()
+        assert bound.name(arrival.user) == entrance.client
         assert bound.refused == 0
+
+
+@pytest.mark.parametrize("entrance", [FOR_AUGMENTERS, FOR_TRAINERS], ids=lambda entrance: entrance.domain)
+def test_a_key_of_the_other_role_is_refused_by_its_name(
+    keys: Path, entrance: Entrance, caplog: pytest.LogCaptureFixture
+) -> None:
+    other: Role = "trainer" if entrance is FOR_AUGMENTERS else "augmenter"
+    with (
+        Counted(security=of(keys, "loader"), entrance=entrance) as bound,
+        Dialled(bound.address, security=of(keys, other)) as dialled,
+    ):
+        eventually(lambda: dialled.receive() or bound.look(), "a refusal", 20.0)
+        assert not dialled.send(THEIRS)
+        assert bound.reasons.keys() == {("handshakes", "role")}
+        assert bound.received == []
+    assert f"the key of {other} is not for this socket, which lets in {entrance.client}s alone" in caplog.text
+
+
+def test_a_trainers_key_does_not_pass_for_the_loaders(keys: Path) -> None:
+    """Whoever listens at the loader's address with another key than the loader's hears nothing."""
+    with (
+        Counted(security=of(keys, "trainer"), entrance=FOR_BATCHES) as false_loader,
+        Dialled(false_loader.address, security=of(keys, "augmenter")) as dialled,
+    ):
+        eventually(lambda: dialled.receive() or (false_loader.look() and dialled.trouble), "a refusal", 20.0)
+        assert not dialled.send(OURS)
+        assert false_loader.received == []
+
+
+def test_a_key_that_is_taken_away_is_heard_no_more_and_a_new_one_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    make_keys(tmp_path)
+    add_peer(tmp_path, "augmenter-7")
+    lost = of(tmp_path, "augmenter")
+    seven = load(str(tmp_path / "augmenter-7"), "augmenter")
+    with (
+        Counted(security=of(tmp_path, "loader")) as bound,
+        Dialled(bound.address, security=lost) as dialled,
+        Dialled(bound.address, security=seven) as other,
+    ):
+        passes(bound, dialled)
+        passes(bound, other)
+        assert bound.revoked() == set()
+        revoke_peer(tmp_path, "augmenter")
+        eventually(lambda: dialled.send(THEIRS) and bound.look(), "a message is refused", 20.0)
+        assert bound.reasons["messages", "revoked"] > 0
+        assert bound.revoked() == {lost.own.public.decode()}
+        assert bound.revoked() == set()
+        # Its connection is cut, and the next handshake fails.
+        eventually(lambda: dialled.receive() or (bound.look() and dialled.trouble), "a refusal", 30.0)
+        assert bound.reasons["handshakes", "key"] > 0
+        known = bound.received.count(THEIRS)
+        assert not dialled.send(THEIRS)
+        bound.look()
+        assert bound.received.count(THEIRS) == known
+        passes(bound, other)
+        add_peer(tmp_path, "augmenter-8")
+        eventually(lambda: bound.look() and "augmenter-8 is let in from now on" in caplog.text, "the new key", 20.0)
+        with Dialled(bound.address, security=load(str(tmp_path / "augmenter-8"), "augmenter")) as fresh:
+            passes(bound, fresh)
+    assert "the key of augmenter is let in no more" in caplog.text
+    assert caplog.text.count("dropped a message at") == 1
+
+
+def test_half_a_key_in_the_folder_lets_nobody_in_and_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_keys(tmp_path)
+    with (
+        Counted(security=of(tmp_path, "loader")) as bound,
+        Dialled(bound.address, security=of(tmp_path, "augmenter")) as dialled,
+    ):
+        passes(bound, dialled)
+        (tmp_path / "loader" / "peers" / "augmenter-8.key").write_text("public-key")
+        eventually(lambda: bound.look() or "a key is not let in" in caplog.text, "the words", 20.0)
+        passes(bound, dialled)
+        assert bound.revoked() == set()
+
+
+def test_a_trainer_is_taken_by_its_own_key_and_no_other(tmp_path: Path) -> None:
+    make_keys(tmp_path)
+    augmenter = of(tmp_path, "augmenter")
+    # Added after the augmenter has started.
+    add_peer(tmp_path, "trainer-b")
+    b = load(str(tmp_path / "trainer-b"), "trainer")
+    assert b is not None
+    with (
+        Counted(security=b, entrance=FOR_BATCHES) as bound,
+        Dialled(bound.address, server="trainer", server_key=b.own.public, security=augmenter) as dialled,
+    ):
+        passes(bound, dialled)
+        with pytest.raises(SettingsError, match="does not know the trainer with the key"):
+            Dialled(bound.address, server="trainer", server_key=b"x" * 40, security=augmenter)
+        with pytest.raises(SettingsError, match="which of 2 trainers"):
+            Dialled(bound.address, server="trainer", security=of(tmp_path, "augmenter"))
+
+
+def test_bytes_of_another_protocol_are_refused_and_counted(keys: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Counted(security=of(keys, "loader")) as bound:
+        port = int(bound.address.rpartition(":")[2])
+        for data in (b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", bytes(100), bytes(range(255))):
+            before = bound.refused
+            with socket.create_connection(("127.0.0.1", port)) as connection:
+                connection.sendall(data)
+                eventually(lambda: bound.look() > before, "a refusal", 20.0)  # noqa: B023  called at once
+        assert bound.reasons == {("handshakes", "protocol"): 3}
+        # A port scan and a health check say nothing.
+        socket.create_connection(("127.0.0.1", port)).close()
+        with Dialled(bound.address, security=of(keys, "augmenter")) as dialled:
+            passes(bound, dialled)
+        assert bound.look() == 3
+        assert bound.received == []
+    assert caplog.text.count("does not speak ZeroMQ's protocol") == 1
+
+
+def test_a_unix_socket_is_its_users_alone_whatever_the_umask(tmp_path: Path) -> None:
+    with umask(0), Counted(f"ipc://{tmp_path / 'socket'}"):
+        assert stat.S_IMODE((tmp_path / "socket").stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("kind", STRANGERS)
@@ -144,7 +278,7 @@ def test_nothing_of_a_stranger_arrives_and_both_ends_say_why(
     if kind == "an unknown key":
         assert of(other_keys, "augmenter").own.public.decode() in there[0]
         assert "from 127.0.0.1" in there[0]
-        assert "does not know this process's key" in here[0]
+        assert "does not let this process's key in" in here[0]
 
 
 def test_a_client_that_queued_its_words_before_the_handshake_is_not_heard(keys: Path) -> None:
@@ -186,9 +320,11 @@ def test_who_was_refused_comes_in_once_the_keys_are_right(keys: Path, other_keys
     with Counted(security=of(other_keys, "loader")) as wrong:
         address = wrong.address
         dialled = Dialled(address, security=dataclasses.replace(of(keys, "augmenter"), servers={
-            "loader": of(other_keys, "loader").own.public}))  # fmt: skip
+            of(other_keys, "loader").own.public: "loader"}))  # fmt: skip
         eventually(lambda: dialled.receive() or (wrong.look() and dialled.trouble), "a refusal", 20.0)
-    known_after_all = dataclasses.replace(of(other_keys, "loader"), clients=of(keys, "loader").clients)
+    known_after_all = dataclasses.replace(
+        of(other_keys, "loader"), clients=of(keys, "loader").clients, folder=keys / "loader"
+    )
     with Counted(address, known_after_all) as right, dialled:
         passes(right, dialled)
         assert dialled.trouble == ""
@@ -197,9 +333,9 @@ def test_who_was_refused_comes_in_once_the_keys_are_right(keys: Path, other_keys
 def test_two_sockets_of_one_process_have_keys_of_their_own(keys: Path, other_keys: Path) -> None:
     with Counted(security=of(keys, "loader")) as first, Counted(security=of(other_keys, "loader")) as second:
         for bound, folder in ((first, keys), (second, other_keys)):
-            with Dialled(bound.address, security=of(folder, "trainer")) as dialled:
+            with Dialled(bound.address, security=of(folder, "augmenter")) as dialled:
                 passes(bound, dialled)
-        with Dialled(second.address, security=of(keys, "trainer")) as dialled:
+        with Dialled(second.address, security=of(keys, "augmenter")) as dialled:
             eventually(lambda: dialled.receive() or second.look(), "a refusal", 20.0)
         assert second.received == []
 
@@ -250,8 +386,6 @@ def test_a_gate_that_does_not_do_its_work_never_opens(
     keys: Path, monkeypatch: pytest.MonkeyPatch, broken: Any, words: str
 ) -> None:
     monkeypatch.setattr(Gate, "callback", broken)
-    if words.startswith("an unknown"):
-        monkeypatch.setattr(Gate, "curve_user_id", lambda *_: "self-test")
     with pytest.raises(FourstageError, match=words):
         Counted(security=of(keys, "loader"))
 
@@ -282,9 +416,16 @@ def test_each_refusal_is_said_once_in_a_while() -> None:
     assert len(refusals.hear([Outcome.MISMATCH, Outcome.MISMATCH, Outcome.WRONG_SERVER], 0.0)) == 2
     assert refusals.hear([Outcome.MISMATCH], 29.0) == []
     assert len(refusals.hear([Outcome.MISMATCH], 31.0)) == 1
-    # The gate has said it already, with address and key.
+    # The gate has said and counted it already, with address and key.
     assert refusals.hear([Outcome.REFUSED], 31.0) == []
-    assert refusals.count == 6
+    assert refusals.take() == {"no key": 4, "wrong server": 1}
+    assert refusals.take() == {}
+
+
+def test_ever_new_subjects_do_not_fill_the_memory() -> None:
+    quiet = Quiet()
+    assert all(quiet.may_say(number, 0.0) for number in range(5000))
+    assert len(quiet._said) <= 1024
 
 
 @pytest.mark.parametrize("has_keys", [False, True])
@@ -323,8 +464,8 @@ def is_one_set(folder: Path) -> bool:
     return (
         loader.clients == {trainer.own.public: "trainer", augmenter.own.public: "augmenter"}
         and trainer.clients == {augmenter.own.public: "augmenter"}
-        and trainer.servers == {"loader": loader.own.public}
-        and augmenter.servers == {"loader": loader.own.public, "trainer": trainer.own.public}
+        and trainer.servers == {loader.own.public: "loader"}
+        and augmenter.servers == {loader.own.public: "loader", trainer.own.public: "trainer"}
         and augmenter.clients == {}
     )
 
@@ -386,7 +527,7 @@ def test_killed_at_any_moment_it_leaves_nothing_half_made_and_goes_on(tmp_path: 
     raise AssertionError("it never ended")
 
 
-def make_and_die(folder: Path, number: int) -> bool:
+def make_and_die(folder: Path, number: int, make: Callable[[Path], object] = make_keys) -> bool:
     """Make keys in another process, which is killed before its ``number``-th change; whether it did."""
     pid = os.fork()
     if pid == 0:
@@ -403,7 +544,7 @@ def make_and_die(folder: Path, number: int) -> bool:
 
         try:
             sys.addaudithook(count)
-            make_keys(folder)
+            make(folder)
         except BaseException:
             os._exit(2)
         os._exit(0)
@@ -480,3 +621,125 @@ def test_a_secret_is_not_shown(keys: Path) -> None:
     security = of(keys, "loader")
     assert security.own.secret.decode() not in repr(security)
     assert security.own.secret.decode() not in str(security.own)
+
+
+def test_each_peer_can_have_a_key_of_its_own_and_lose_it_alone(tmp_path: Path) -> None:
+    make_keys(tmp_path)
+    before = contents(tmp_path)
+    with umask(0o022):
+        told = [
+            *add_peer(tmp_path, "augmenter-7"),
+            *add_peer(tmp_path, "trainer-b"),
+            *add_peer(tmp_path, "augmenter-8"),
+        ]
+    for path in tmp_path.rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+    assert {str(path.relative_to(tmp_path)) for path in told} == {
+        "loader/peers/augmenter-7.key", "trainer/peers/augmenter-7.key", "loader/peers/trainer-b.key",
+        "augmenter/trainer-b.key", "augmenter-7/trainer-b.key", "loader/peers/augmenter-8.key",
+        "trainer/peers/augmenter-8.key", "trainer-b/peers/augmenter-8.key",
+    }  # fmt: skip
+    everybody = {"augmenter": "augmenter", "augmenter-7": "augmenter", "augmenter-8": "augmenter", "trainer": "trainer",
+                 "trainer-b": "trainer"}  # fmt: skip
+    peers = {name: load(str(tmp_path / name), role) for name, role in everybody.items()}  # type: ignore[arg-type]
+    loader = of(tmp_path, "loader")
+    assert sorted(loader.clients.values()) == sorted(everybody)
+    for name, peer in peers.items():
+        assert peer is not None
+        assert loader.clients[peer.own.public] == name
+        assert peer.server("loader") == loader.own.public
+        if name.startswith("trainer"):
+            assert sorted(peer.clients.values()) == ["augmenter", "augmenter-7", "augmenter-8"]
+        else:
+            assert set(peer.servers.values()) == {"loader", "trainer", "trainer-b"}
+    # What is added is no reason to make keys anew.
+    assert not make_keys(tmp_path)
+    for name in ("augmenter-7", "augmenter-8", "trainer-b"):
+        assert all(path.name == f"{name}.key" for path in revoke_peer(tmp_path, name))
+    assert contents(tmp_path) == before
+
+
+def test_the_shared_key_of_a_role_can_be_revoked_once_each_peer_has_its_own(tmp_path: Path) -> None:
+    make_keys(tmp_path)
+    add_peer(tmp_path, "augmenter-7")
+    revoke_peer(tmp_path, "augmenter")
+    assert list(of(tmp_path, "loader").clients.values()) == ["augmenter-7", "trainer"]
+    assert not (tmp_path / "augmenter").exists()
+    assert not make_keys(tmp_path)
+    add_peer(tmp_path, "augmenter-8")
+    assert sorted(of(tmp_path, "trainer").clients.values()) == ["augmenter-7", "augmenter-8"]
+
+
+@pytest.mark.parametrize(
+    "name", ["loader", "loader-b", "worker", "augmenter-", "augmenter-../x", "trainer-a b", "", "x/y"]
+)
+def test_a_name_that_is_no_peers_is_refused(tmp_path: Path, name: str) -> None:
+    make_keys(tmp_path)
+    before = contents(tmp_path)
+    for change in (add_peer, revoke_peer):
+        with pytest.raises(SettingsError, match="augmenter-NAME or trainer-NAME"):
+            change(tmp_path, name)
+    assert contents(tmp_path) == before
+
+
+def test_a_peer_that_is_there_is_not_made_again_and_one_that_is_not_cannot_be_revoked(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="fourstage keys init"):
+        add_peer(tmp_path, "augmenter-7")
+    make_keys(tmp_path)
+    add_peer(tmp_path, "augmenter-7")
+    before = contents(tmp_path)
+    for name in ("augmenter-7", "augmenter"):
+        with pytest.raises(SettingsError, match=f"has a peer {name} already"):
+            add_peer(tmp_path, name)
+    with pytest.raises(SettingsError, match="it knows augmenter, augmenter-7, trainer"):
+        revoke_peer(tmp_path, "augmenter-8")
+    assert contents(tmp_path) == before
+
+
+def test_killed_at_any_moment_a_peer_is_added_or_it_is_not(tmp_path: Path) -> None:
+    """SIGKILL before the n-th change of the file system, for every n; the next call makes it whole."""
+    for number in range(1, 1000):
+        folder = tmp_path / str(number)
+        make_keys(folder)
+        killed = make_and_die(folder, number, lambda path: add_peer(path, "trainer-b"))
+        assert is_whole_with(folder, "trainer-b") or (folder / "trainer-b" / ".unfinished").exists() or killed
+        # A loader that runs meanwhile never sees a torn file.
+        assert set(of(folder, "loader").clients.values()) <= {"augmenter", "trainer", "trainer-b"}
+        if not is_whole_with(folder, "trainer-b"):
+            add_peer(folder, "trainer-b")
+        assert is_whole_with(folder, "trainer-b")
+        shutil.rmtree(folder)
+        if not killed:
+            assert number > 10
+            return
+    raise AssertionError("it never ended")
+
+
+def is_whole_with(folder: Path, name: str) -> bool:
+    try:
+        peer = load(str(folder / name), "trainer")
+    except SettingsError:
+        return False
+    return peer is not None and of(folder, "loader").clients.get(peer.own.public) == name
+
+
+def test_secrets_do_not_show_where_messages_do() -> None:
+    """A message in a log line, an error or a traceback shows neither a stream's secret nor a lease's code."""
+    times, code = Times(), b"lease-code-bytes"
+    said = [
+        made_open(b"streams-secret-b"),
+        Lease(stream=bytes(16), seq=0, session=1, number=1, head=False, epoch=0, first=0, rows=0, slot=-1, sizes=b"",
+              code=code, times=times),
+        Batch(stream=bytes(16), seq=0, session=1, number=1, slot=-1, rows=0, identity=b"", code=code, times=times),
+    ]  # fmt: skip
+    for message in said:
+        assert "streams-secret" not in repr(message) + str(message)
+        assert "lease-code" not in repr(message) + str(message)
+
+
+def made_open(secret: bytes) -> Open:
+    return Open(
+        stream=bytes(16), split="train", view=View("centre", 4), batch_size=1, remainder="keep", shuffle=False, seed=1,
+        rank=0, world=1, start=0, epochs=1, end=0, window=0, fingerprint="", identity=b"", transport="inline",
+        receiver="", side="", worker=b"", on_corrupt="fail", secret=secret,
+    )  # fmt: skip

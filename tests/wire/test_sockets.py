@@ -8,10 +8,10 @@ from typing import TypeVar, cast
 import pytest
 import zmq
 
-from fourstage.errors import FourstageError, PeerError, SettingsError
+from fourstage.errors import PeerError, SettingsError
 from fourstage.wire.binding import bind
 from fourstage.wire.messages import Close, Gone, Who
-from fourstage.wire.sockets import Bound, Dialled, resolve
+from fourstage.wire.sockets import Bound, Dialled
 from tests.pipeline.harness import eventually
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ def test_messages_and_payloads_both_ways(address: str) -> None:
     payload = memoryview(bytes(range(256)) * 1000)
     with Bound(address) as bound, Dialled(bound.address) as dialled:
         eventually(lambda: dialled.send(Close(STREAM), [payload]), "a connection", 10.0)
-        peer, message, parts = arrival(bound.receive)
+        peer, message, parts, _ = arrival(bound.receive)
         assert message == Close(STREAM)
         assert parts == [payload]
         assert bound.send(peer, Gone(STREAM), [b"x", payload])
@@ -54,7 +54,7 @@ def test_nobody_blocks_in_a_send_to_nobody(address: str) -> None:
 def test_a_message_of_too_many_frames_is_a_fault_of_a_known_peer(address: str) -> None:
     with Bound(address) as bound, Dialled(bound.address) as dialled:
         eventually(lambda: dialled.send(Who(), [b""] * 9), "a connection", 10.0)
-        peer, fault, parts = arrival(bound.receive)
+        peer, fault, parts, _ = arrival(bound.receive)
         assert isinstance(fault, PeerError)
         assert parts == []
         assert bound.send(peer, Who())
@@ -89,16 +89,6 @@ def test_a_taken_port_and_a_malformed_address_are_wrong_settings() -> None:
         Bound("nonsense")
     with pytest.raises(SettingsError, match="nonsense"):
         Dialled("nonsense")
-
-
-def test_a_file_holds_the_present_address(tmp_path: Path) -> None:
-    file = tmp_path / "loader.address"
-    with pytest.raises(FourstageError, match=str(file)):
-        resolve(f"file:{file}")
-    for present in ("tcp://127.0.0.1:1", "tcp://127.0.0.1:2"):
-        file.write_text(present + "\n")
-        assert resolve(f"file:{file}") == present
-    assert resolve("tcp://host:5555") == "tcp://host:5555"
 
 
 def test_a_free_port_that_another_process_took_first_is_not_the_end() -> None:

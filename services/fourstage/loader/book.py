@@ -5,8 +5,10 @@ consumed. Deaths, silences and losses only ever take holders away from a batch t
 """
 
 import heapq
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
+
+from fourstage.loader.suspects import Suspects
 
 Worker = Hashable
 
@@ -24,6 +26,8 @@ class Holding:
     number: int
     since: float
     head: bool = False
+    trial: bool = False
+    """Not of the batch, but of some of its rows, for nothing."""
     missing_since: float | None = None
     """Since when its worker does not list it."""
 
@@ -37,14 +41,22 @@ class Batch:
     deaths: int = 0
     leases: int = 0
     holders: dict[Worker, Holding] = field(default_factory=dict)
+    suspects: Suspects | None = None
+    """Where it has killed workers: the rows that may be guilty. It is given to nobody before that is known."""
+    skip: tuple[int, ...] = ()
+    """Rows that nobody is to decode any more."""
 
 
 class Book:
     """A stream: its window of batches, and those of each kind."""
 
-    def __init__(self, *, start: int, end: int, window: int, identity: bytes, only: Worker | None) -> None:
-        """window: in batches, 0: sized by ``credits``. only: who alone is given leases; None: anybody."""
+    def __init__(
+        self, *, start: int, end: int, window: int, identity: bytes, only: Worker | None, rows: Callable[[int], int]
+    ) -> None:
+        """window: in batches, 0: sized by ``credits``. only: who alone is given leases; None: anybody. rows: of a batch
+        by its number."""
         self.end = end
+        self.rows = rows
         self.identity = identity
         self.only = only
         self.consumed = start
@@ -53,9 +65,13 @@ class Book:
         self.lease_seconds = 0.0
         """Moving average from lease to arrival."""
         self.redispatched = 0
+        self.refused: set[Worker] = set()
+        """Workers whose batches the receiver does not take, and those that cannot make any."""
         self.batches: dict[int, Batch] = {}
         self.held: set[int] = set()
         """Batches with a holder that have not arrived."""
+        self.suspected: set[int] = set()
+        """Batches whose rows are to be tried, by nobody at the moment."""
         self.arrived: set[int] = set()
         self._window = window
         self._edge = start
@@ -133,7 +149,7 @@ class Book:
         """They were consumed."""
         for seq in seqs:
             del self.batches[seq]
-            for kind in (self.held, self.arrived, self._ready):
+            for kind in (self.held, self.suspected, self.arrived, self._ready):
                 kind.discard(seq)
             self._wanted.pop(seq, None)
 
@@ -146,7 +162,9 @@ class Book:
             self._wanted[seq] = None
         _put(self.arrived, seq, batch.arrived)
         _put(self.held, seq, bool(batch.holders) and not batch.arrived)
-        ready = batch.loaded and not batch.arrived and not batch.holders
+        idle = batch.loaded and not batch.arrived and not batch.holders
+        _put(self.suspected, seq, idle and batch.suspects is not None)
+        ready = idle and batch.suspects is None
         if ready and seq not in self._ready:
             heapq.heappush(self._ready_heap, seq)
         _put(self._ready, seq, ready)

@@ -8,13 +8,19 @@ Every message costs what it says, and every lease what it takes to find its work
 all batches, so five hundred workers are served like five.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from fourstage.loader.book import Batch, Book, Holding, Worker
+from fourstage.loader.suspects import Suspects
 from fourstage.loader.vacancies import Vacancies
 
 StreamId = bytes
+LARGEST_WINDOW = 1 << 16
+"""Batches: nothing beyond was ever leased, whatever a trainer says of it."""
+LOST_BEFORE_REFUSED = 32
+"""Leases that a worker may lose after one HELLO: a healthy one loses none, for ZeroMQ loses messages with their
+connection alone."""
 DEATHS_BEFORE_POISON = 3
 """Holders that may die over a batch before the batch itself is suspected."""
 
@@ -30,6 +36,10 @@ class Grant:
     head: bool
     again: bool
     """Not the batch's first lease."""
+    trial: tuple[int, int] = (0, 0)
+    """From where to where the rows are to be tried; (0, 0): the batch is to be made."""
+    skip: tuple[int, ...] = ()
+    """Rows that are not to be decoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +63,8 @@ class _Worker:
     slots: dict[StreamId, int] = field(default_factory=dict)
     holds: set[tuple[StreamId, int]] = field(default_factory=set)
     """Batches that name it as a holder."""
+    lost: dict[StreamId, int] = field(default_factory=dict)
+    """Leases that it has not listed for too long, since it said HELLO."""
 
     def available(self) -> dict[StreamId, int]:
         """Free slots of each stream less the leases that the worker had not seen when it counted them."""
@@ -84,11 +96,12 @@ class Leases:
         window: int,
         identity: bytes = b"",
         only: Worker | None = None,
+        rows: Callable[[int], int],
         arrived: Iterable[int] = (),
     ) -> None:
         """Begin a stream at ``start``. window: in batches, 0: sized by the workers' slots. only: the one worker that
-        may be given leases; None: any that makes its pixels."""
-        self._streams[stream] = Book(start=start, end=end, window=window, identity=identity, only=only)
+        may be given leases; None: any that makes its pixels. rows: of a batch by its number."""
+        self._streams[stream] = Book(start=start, end=end, window=window, identity=identity, only=only, rows=rows)
         self._vacancies[stream] = Vacancies()
         # Workers that served it under a loader before this one may have spoken first.
         for name, worker in self._workers.items():
@@ -105,6 +118,7 @@ class Leases:
             worker.holds = {held for held in worker.holds if held[0] != stream}
             worker.free.pop(stream, None)
             worker.slots.pop(stream, None)
+            worker.lost.pop(stream, None)
             self._count_free(name)
 
     def streams(self) -> list[StreamId]:
@@ -125,13 +139,26 @@ class Leases:
         if book is None:
             return []
         used = book.consume(consumed)
-        ready = sorted(seq for seq in set(arrived) - book.arrived if book.consumed <= seq < book.end)
+        last = min(book.end, book.consumed + LARGEST_WINDOW)
+        ready = sorted(seq for seq in set(arrived) - book.arrived if book.consumed <= seq < last)
         fresh = [seq for seq in used if seq not in book.arrived] + ready
         for seq in fresh:
             self._arrive(stream, seq, now)
         book.forget(used)
         book.extend()
         return fresh
+
+    def refuse(self, stream: StreamId, worker: Worker) -> bool:
+        """A worker gets no leases of the stream any more, and has none; whether that is news."""
+        book = self._streams.get(stream)
+        if book is None or worker in book.refused:
+            return False
+        book.refused.add(worker)
+        if worker in self._workers:
+            for held, seq in sorted(self._workers[worker].holds):
+                if held == stream:
+                    self._let_go(worker, stream, seq)
+        return True
 
     # Workers
 
@@ -141,11 +168,25 @@ class Leases:
         self._remove(worker)
         self._workers[worker] = _Worker(identity=identity, heard=now)
 
-    def leave(self, worker: Worker, *, died: bool) -> list[tuple[StreamId, int]]:
-        """A worker is gone; its leases are free at once. Returns batches that are suspected of killing workers."""
-        poisoned = self._release(worker, died=died)
+    def leave(self, worker: Worker, *, died: bool) -> list[tuple[StreamId, int, int]]:
+        """A worker is gone; its leases are free at once. Returns rows of batches that are now known to kill workers."""
+        guilty = self._release(worker, died=died)
         self._remove(worker)
-        return poisoned
+        return guilty
+
+    def tried(self, worker: Worker, stream: StreamId, seq: int, trial: tuple[int, int]) -> None:
+        """A worker has lived through a trial; of another than the present one that means nothing any more."""
+        batch = self._batch(stream, seq)
+        if batch is None or worker not in batch.holders or not batch.holders[worker].trial:
+            return
+        if batch.suspects is not None and batch.suspects.trial == trial and batch.suspects.survived():
+            batch.suspects = None
+        self._let_go(worker, stream, seq)
+
+    def skip(self, stream: StreamId, seq: int, row: int) -> None:
+        """The batch is to be made without that row."""
+        if batch := self._batch(stream, seq):
+            batch.skip = tuple(sorted({*batch.skip, row}))
 
     def beat(
         self,
@@ -201,7 +242,18 @@ class Leases:
                     since = holding.missing_since
                     if since is not None and now - since > self._timing.missing:
                         self._let_go(name, stream, seq)
+                        lost = self._workers[name].lost
+                        lost[stream] = lost.get(stream, 0) + 1
         return silent
+
+    def careless(self) -> list[tuple[StreamId, Worker]]:
+        """Workers that have lost too many of the leases that their own free slots asked for."""
+        return [
+            (stream, name)
+            for name, worker in self._workers.items()
+            for stream, number in worker.lost.items()
+            if number >= LOST_BEFORE_REFUSED and stream in self._streams and name not in self._streams[stream].refused
+        ]
 
     # Instructions
 
@@ -241,6 +293,10 @@ class Leases:
         for stream in self.emptiest():
             book = self._streams[stream]
             head = book.head()
+            for suspect in sorted(book.suspected):
+                worker = self._choose(stream, book, book.batches[suspect], least=1 if suspect == head else 2)
+                if worker is not None:
+                    return self._give(worker, stream, suspect, True, now)
             # The head may take a worker's last slot, and a second worker where its holder is slow.
             if head is not None and self._may_be_given(book, batch := book.batches[head], now):
                 worker = self._choose(stream, book, batch, least=1)
@@ -269,9 +325,10 @@ class Leases:
         again = batch.leases > 0
         book.redispatched += again
         batch.leases += 1
-        self._hold(name, stream, seq, Holding(worker.numbers, now, head))
+        trial = batch.suspects.trial if batch.suspects is not None else (0, 0)
+        self._hold(name, stream, seq, Holding(worker.numbers, now, head, trial=batch.suspects is not None))
         self._vacancies[stream].put(name, worker.available().get(stream, 0), len(worker.holds))
-        return Grant(name, stream, seq, worker.numbers, head, again)
+        return Grant(name, stream, seq, worker.numbers, head, again, trial, batch.skip)
 
     # What the state means
 
@@ -296,22 +353,36 @@ class Leases:
         book = self._streams[stream]
         return len(book.held), book.ready_count
 
+    def suspected(self, stream: StreamId) -> int | None:
+        """The first batch that has killed workers and whose rows are being tried."""
+        batches = self._streams[stream].batches
+        return min((seq for seq, batch in batches.items() if batch.suspects is not None), default=None)
+
+    def refuses(self, worker: Worker, stream: StreamId) -> bool:
+        """Whether the stream takes nothing from this worker."""
+        return worker in self._streams[stream].refused
+
     def is_open(self, stream: StreamId, seq: int) -> bool:
         """Whether the batch lies in the window and has not arrived."""
         batch = self._batch(stream, seq)
         return batch is not None and not batch.arrived
+
+    def holds(self, worker: Worker, stream: StreamId, seq: int) -> bool:
+        """Whether this worker has a lease of the batch."""
+        batch = self._batch(stream, seq)
+        return batch is not None and worker in batch.holders
 
     def serves(self, worker: Worker, stream: StreamId) -> bool:
         """Whether this worker may be given the stream's batches, and makes its pixels."""
         return self._makes(worker, self._streams[stream])
 
     def _makes(self, worker: Worker, book: Book) -> bool:
-        if book.only not in (None, worker):
+        if book.only not in (None, worker) or worker in book.refused:
             return False
         return not book.identity or self._workers[worker].identity == book.identity
 
     def _may_be_given(self, book: Book, head: Batch, now: float) -> bool:
-        return head.loaded and (not head.holders or self._is_slow(book, head, now))
+        return head.loaded and head.suspects is None and (not head.holders or self._is_slow(book, head, now))
 
     def _is_slow(self, book: Book, batch: Batch, now: float) -> bool:
         """A live holder has had the batch for long, and nobody else was asked yet."""
@@ -354,7 +425,7 @@ class Leases:
         batch.arrived = True
         book.settle(seq)
 
-    def _release(self, name: Worker, *, died: bool) -> list[tuple[StreamId, int]]:
+    def _release(self, name: Worker, *, died: bool) -> list[tuple[StreamId, int, int]]:
         worker = self._workers.get(name)
         if worker is None:
             return []
@@ -362,14 +433,22 @@ class Leases:
         for stream, seq in sorted(worker.holds):
             batch = self._streams[stream].batches[seq]
             holding = self._let_go(name, stream, seq)
-            held.append((not holding.head, holding.number, stream, seq, batch))
+            held.append((not holding.trial, not holding.head, holding.number, stream, seq, batch))
         if not died or not held:
             return []
         # A worker makes one batch at a time, a head before the others, which come in the order in which they were
         # given: whatever the guilty batch was given as first, it is the head of its stream in the end.
-        *_, stream, seq, batch = min(held, key=lambda entry: entry[:2])
-        batch.deaths += 1
-        return [(stream, seq)] if batch.deaths >= DEATHS_BEFORE_POISON else []
+        in_vain, *_, stream, seq, batch = min(held, key=lambda entry: entry[:3])
+        row: int | None = None
+        if batch.suspects is None:
+            batch.deaths += 1
+            if batch.deaths >= DEATHS_BEFORE_POISON and (rows := self._streams[stream].rows(seq)):
+                batch.suspects, batch.deaths = Suspects(0, rows), 0
+        elif not in_vain:
+            row = batch.suspects.died()
+            batch.suspects = None if row is not None else batch.suspects
+        self._streams[stream].settle(seq)
+        return [(stream, seq, row)] if row is not None else []
 
     def _remove(self, name: Worker) -> None:
         """Its slots count no more."""

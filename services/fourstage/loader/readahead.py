@@ -3,7 +3,7 @@
 import os
 import queue
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from fourstage.errors import StoreError
@@ -36,14 +36,17 @@ def _missing(streams: Mapping[bytes, LoaderStream], leases: Leases) -> Iterator[
 class ReadAhead:
     """The loader's reading threads and the account of their time."""
 
-    def __init__(self, threads: int, meter: StageMeter, batch_seconds: float) -> None:
-        """batch_seconds: of a simulated disk, which reads one batch at a time; 0: none."""
+    def __init__(
+        self, threads: int, meter: StageMeter, batch_seconds: float, repeated: Callable[[], None] = lambda: None
+    ) -> None:
+        """batch_seconds: of a simulated disk, which reads one batch at a time; 0: none. repeated: called from a reading
+        thread whenever a sample is read again."""
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         """Readable once a batch was read that somebody waits for."""
         self._awaited = True
         self._meter = meter
         self._results: queue.SimpleQueue[ReadResult] = queue.SimpleQueue()
-        self._reader = Reader(threads, self._done, batch_seconds)
+        self._reader = Reader(threads, self._done, batch_seconds, repeated)
         self._under_way = 0
         self._mark = time.monotonic()
 

@@ -2,15 +2,20 @@
 
 ``preadv`` straight into the slot: an input error is an exception (a mapping would raise SIGBUS), and the
 interpreter is free meanwhile. The order is known, so the kernel is told beforehand what will be wanted.
+
+A read that fails, comes short or brings other bytes than the checksum says is made again, for it may have been the
+network's or the memory's fault; what stays wrong is the store's. So bytes that leave here are those that were stored.
 """
 
 import contextlib
+import logging
 import os
 import queue
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import xxhash
@@ -19,6 +24,10 @@ from numpy.typing import NDArray
 from fourstage.errors import StoreError
 from fourstage.store import Split
 
+log = logging.getLogger(__name__)
+
+PAUSES = (0.05, 0.25, 0.7)
+"""Seconds before a sample is read again, and again."""
 _CACHED_SECONDS = 50e-6
 """A sample of 24 KB takes 10 microseconds from the page cache and 80 or more from the fastest disks."""
 
@@ -46,10 +55,19 @@ class ReadResult:
 class Reader:
     """A pool of reading threads; ``done`` is called in one of them with each result."""
 
-    def __init__(self, threads: int, done: Callable[[ReadResult], None], batch_seconds: float = 0.0) -> None:
-        """batch_seconds: of a simulated disk, which reads one batch at a time; 0: none."""
+    def __init__(
+        self,
+        threads: int,
+        done: Callable[[ReadResult], None],
+        batch_seconds: float = 0.0,
+        repeated: Callable[[], None] = lambda: None,
+    ) -> None:
+        """batch_seconds: of a simulated disk, which reads one batch at a time; 0: none. repeated: called in a reading
+        thread whenever a sample is read again."""
         self._jobs: queue.SimpleQueue[ReadJob | None] = queue.SimpleQueue()
         self._done = done
+        self._repeated = repeated
+        self._closing = threading.Event()
         self._files = ShardFiles()
         self._from_disk = True
         self._batch_seconds = batch_seconds
@@ -72,13 +90,16 @@ class Reader:
         """
         if not self._from_disk:
             return
-        for record in split.records[indices].tolist():
-            shard, size, offset = record[0], record[1], record[2]
-            descriptor = self._files.open(split, shard)
-            os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_WILLNEED)
+        # Advice only: what cannot be opened is said when it is to be read.
+        with contextlib.suppress(StoreError, OSError):
+            for record in split.records[indices].tolist():
+                shard, size, offset = record[0], record[1], record[2]
+                descriptor = self._files.open(split, shard)
+                os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
     def close(self) -> None:
-        """Finish the jobs begun, drop the others, close the files."""
+        """Finish the jobs begun, without reading anything again, drop the others, close the files."""
+        self._closing.set()
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
@@ -90,7 +111,7 @@ class Reader:
             with self._disk if self._batch_seconds else contextlib.nullcontext():
                 began = time.monotonic()
                 try:
-                    read_batch(self._files, job)
+                    read_batch(self._files, job, self._again)
                     error = None
                 except StoreError as failure:
                     error = failure
@@ -99,6 +120,15 @@ class Reader:
             ended = time.monotonic()
             self._from_disk = ended - began > len(job.indices) * _CACHED_SECONDS
             self._done(ReadResult(job, began, ended, error))
+
+    def _again(self, tries: int, words: str) -> bool:
+        """Wait before the next try of a sample, which failed with these words; False where there is none."""
+        if tries > len(PAUSES):
+            return False
+        pause = PAUSES[tries - 1]
+        log.warning("%s; it is read again in %g s", words, pause)
+        self._repeated()
+        return not self._closing.wait(pause)
 
 
 class ShardFiles:
@@ -118,13 +148,18 @@ class ShardFiles:
             return descriptor
         with self._lock:
             if name not in self._descriptors:
-                try:
-                    opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                    os.posix_fadvise(opened, 0, 0, os.POSIX_FADV_RANDOM)
-                except OSError as error:
-                    raise StoreError(f"cannot read {path}: {error.strerror}") from error
-                self._descriptors[name] = opened
+                self._descriptors[name] = _open(path)
             return self._descriptors[name]
+
+    def reopen(self, split: Split, shard: int) -> None:
+        """Open a shard anew under the same descriptor, also while others read from it: a network's file system may
+        have lost the old one. Where it cannot be opened, the old one stays."""
+        path = split.shards[shard]
+        with self._lock, contextlib.suppress(StoreError):
+            if (descriptor := self._descriptors.get(os.fspath(path))) is not None:
+                fresh = _open(path)
+                os.dup2(fresh, descriptor, inheritable=False)
+                os.close(fresh)
 
     def close(self) -> None:
         """Close every descriptor."""
@@ -132,37 +167,59 @@ class ShardFiles:
             os.close(self._descriptors.popitem()[1])
 
 
-def read_batch(files: ShardFiles, job: ReadJob) -> None:
-    """Read and check every sample of a job. Raises StoreError that names the first bad one."""
+def _open(path: Path) -> int:
+    try:
+        opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        os.posix_fadvise(opened, 0, 0, os.POSIX_FADV_RANDOM)
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+    return opened
+
+
+def read_batch(
+    files: ShardFiles, job: ReadJob, again: Callable[[int, str], bool] = lambda _tries, _words: False
+) -> None:
+    """Read and check every sample of a job. Raises StoreError that names the first bad one and its file.
+
+    again: asked after so many tries of a sample, with what is wrong, whether there is another one; it may wait first
+    """
     at = 0
-    into, digest = job.into, xxhash.xxh3_64_intdigest
+    into, split, digest = job.into, job.split, xxhash.xxh3_64_intdigest
     descriptors: dict[int, int] = {}
-    for index, record in zip(job.indices.tolist(), job.split.records[job.indices].tolist(), strict=True):
+    for index, record in zip(job.indices.tolist(), split.records[job.indices].tolist(), strict=True):
         shard, size, offset, checksum = record[:4]
-        if shard not in descriptors:
-            descriptors[shard] = files.open(job.split, shard)
         target = into[at : at + size]
-        read_exactly(descriptors[shard], target, offset, job.split, index)
-        if digest(target) != checksum:
-            key = job.split.keys(np.array([index]))[0]
-            raise StoreError(
-                f"sample {key!r} in {job.split.shards[shard]} was altered: its checksum does not match",
-                hint="run fourstage verify on the store",
-            )
+        tries = 0
+        while True:
+            try:
+                if shard not in descriptors:
+                    descriptors[shard] = files.open(split, shard)
+                _read_exactly(descriptors[shard], target, offset)
+                if digest(target) == checksum:
+                    break
+                what, hint = "it was altered: its checksum does not match", "run fourstage verify on the store"
+            except EOFError:
+                what, hint = (
+                    "it lies beyond the end of its shard",
+                    "the store was truncated: run fourstage verify on it",
+                )
+            except OSError as failure:
+                what, hint = str(failure.strerror), ""
+            except StoreError as failure:
+                what, hint = str(failure), ""
+            tries += 1
+            words = f"cannot read sample {split.keys(np.array([index]))[0]!r} in {split.shards[shard]}: {what}"
+            if not again(tries, words):
+                raise StoreError(words if tries == 1 else f"{words} (tried {tries} times)", hint=hint)
+            files.reopen(split, shard)
         at += size
 
 
-def read_exactly(descriptor: int, target: memoryview, offset: int, split: Split, index: int) -> None:
-    """Fill ``target`` from a file. Raises StoreError with the sample's key where the file ends or fails."""
+def _read_exactly(descriptor: int, target: memoryview, offset: int) -> None:
+    """Fill ``target`` from a file. Raises OSError, EOFError where the file ends."""
     done = 0
     while done < len(target):
-        try:
-            count = os.preadv(descriptor, [target[done:] if done else target], offset + done)
-        except OSError as error:
-            raise StoreError(f"cannot read sample {split.keys(np.array([index]))[0]!r}: {error.strerror}") from error
+        count = os.preadv(descriptor, [target[done:] if done else target], offset + done)
         if count == 0:
-            raise StoreError(
-                f"sample {split.keys(np.array([index]))[0]!r} lies beyond the end of its shard",
-                hint="the store was truncated: run fourstage verify on it",
-            )
+            raise EOFError
         done += count

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from fourstage.loader.clients import Client, Clients
-from fourstage.loader.leases import Leases
+from fourstage.loader.leases import DEATHS_BEFORE_POISON, Leases
 from fourstage.loader.streams import LoaderStream
 from fourstage.telemetry import StageMeter, Telemetry
 from fourstage.wire.messages import Stages
@@ -67,11 +67,15 @@ class Report:
 
     def _why_waiting(self, uuids: list[bytes]) -> str:
         for uuid in uuids:
-            owner = self._streams[uuid].spec.worker
-            workers = [each for each in self._clients.having("augmenter") if self._clients.may_serve(each, owner)]
+            stream, owner = self._streams[uuid], self._streams[uuid].spec.worker
+            workers = [each for each in self._clients.having("augmenter") if self._clients.may_serve(each, stream)]
             if not workers:
                 return "the trainer's own decoder is not connected" if owner else "no augmenter is connected"
+            if all(self._leases.refuses(worker.uuid, uuid) for worker in workers):
+                return "the trainer takes nothing from the augmenters that are here: its log says why"
             if not any(self._leases.serves(worker.uuid, uuid) for worker in workers):
                 pinned = self._leases.identity(uuid).hex()
                 return f"no augmenter makes the pixels of this run ({pinned}): another decoder or version"
+            if (seq := self._leases.suspected(uuid)) is not None:
+                return f"batch {seq} has killed {DEATHS_BEFORE_POISON} workers: its samples are tried one by one"
         return ""

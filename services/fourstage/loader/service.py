@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import fourstage
-from fourstage.errors import FourstageError, PeerError
+from fourstage.errors import FourstageError, PeerError, SettingsError
+from fourstage.loader.book import Worker
 from fourstage.loader.clients import Client, Clients
+from fourstage.loader.entrances import Arrival, Entrances
 from fourstage.loader.leases import Grant, Leases, Timing
 from fourstage.loader.readahead import ReadAhead
 from fourstage.loader.report import Report
@@ -23,7 +25,7 @@ from fourstage.store import Store
 from fourstage.telemetry import Telemetry
 from fourstage.views import colour_matrix
 from fourstage.wire import side
-from fourstage.wire.codes import lease_code
+from fourstage.wire.codes import equal, lease_code
 from fourstage.wire.door import Door, Introduced
 from fourstage.wire.messages import (
     Beat,
@@ -33,7 +35,6 @@ from fourstage.wire.messages import (
     Gone,
     Hello,
     Lease,
-    Message,
     Open,
     Opened,
     Ping,
@@ -42,11 +43,13 @@ from fourstage.wire.messages import (
     Refused,
     Stream,
     Times,
+    Tried,
     Welcome,
     Who,
 )
+from fourstage.wire.refusals import Quiet
 from fourstage.wire.security import Security
-from fourstage.wire.sockets import Bound, Peer, Waiter
+from fourstage.wire.sockets import Waiter
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +61,16 @@ message waits for those that follow it, an eighth of what a batch takes from lea
 meanwhile."""
 _LEASES_OF_A_TURN = 64
 """Some 10 ms: whoever gives thousands at once hears nobody meanwhile, and takes the world for silent."""
+_MESSAGES_OF_A_TURN = 4096
+"""Nobody who speaks without end keeps the loader from all else."""
 _GOODBYE_SECONDS = 0.05
 """After a side connection has hung up: a goodbye that was said before may still be in ZeroMQ's own thread."""
 _FORGET_AFTER = 10
 """Silence limits after which a client without a side connection is forgotten; one with it is known to be dead."""
 _LONGEST_REASON = 1024
+_MOST_CLIENTS = 4096
+_MOST_STREAMS = 64
+"""Of one trainer; each has an arena."""
 
 
 class LoaderService:
@@ -85,13 +93,11 @@ class LoaderService:
         self._stop = stop
         self._uuid = secrets.token_bytes(16)
         self._waiter = Waiter()
-        self._socket = Bound(
-            _bind_address(settings.address, sockets),
-            security=security,
-            on_refused=telemetry.counter("fourstage_refused_handshakes_total").inc,
-        )
-        self._door: Door[bytes] = Door(socket_path(sockets, "loader"), self._waiter)
-        self._read_ahead = ReadAhead(settings.threads, self._meter, settings.batch_seconds)
+        self._socket = Entrances(settings, sockets, security, telemetry.refused)
+        faults = telemetry.counter("fourstage_peer_errors_total")
+        self._door: Door[bytes] = Door(socket_path(sockets, "loader"), self._waiter, faults.inc)
+        repeated = telemetry.counter("fourstage_reads_repeated_total")
+        self._read_ahead = ReadAhead(settings.threads, self._meter, settings.batch_seconds, repeated.inc)
         self._leases = Leases(
             Timing(
                 silence=settings.silence_seconds,
@@ -105,13 +111,20 @@ class LoaderService:
         """Clients whose side connection has hung up, and when they are taken for dead."""
         self._report = Report(telemetry, self._meter, self._leases, self._streams, self._clients)
         telemetry.gauge("fourstage_augmenters_expected").set(settings.expect_augmenters)
-        for source in (self._socket, self._read_ahead.wake, stop.reader):
+        self._quiet = Quiet()
+        self._socket.wake(self._waiter)
+        for source in (self._read_ahead.wake, stop.reader):
             self._waiter.add(source)
 
     @property
     def address(self) -> str:
-        """Where the loader listens."""
-        return self._socket.address
+        """Where the loader listens for augmenters."""
+        return self._socket.augmenters
+
+    @property
+    def trainers(self) -> str:
+        """Where it listens for trainers."""
+        return self._socket.trainers
 
     def run(self) -> None:
         """Serve until the stop flag is set."""
@@ -127,8 +140,9 @@ class LoaderService:
                 self._stop.wait(pace)
             now = time.monotonic()
             self._telemetry.turn()
-            while (received := self._socket.receive()) is not None:
-                self._on_message(*received[:2], now)
+            for arrival in self._socket.arrivals(_MESSAGES_OF_A_TURN):
+                self._on_message(arrival, now)
+            self._forget_revoked()
             for event in self._door.events(readable):
                 if isinstance(event, Introduced):
                     self._on_introduced(event)
@@ -159,14 +173,15 @@ class LoaderService:
 
     # Who is there
 
-    def _on_message(self, peer: Peer, message: Message | PeerError, now: float) -> None:
+    def _on_message(self, arrival: Arrival, now: float) -> None:
+        peer, message = arrival.peer, arrival.message
         if isinstance(message, PeerError):
             self._telemetry.counter("fourstage_peer_errors_total").inc()
             log.warning("dropped a message: %s", message)
             self._socket.send(peer, Refused(str(message)[:_LONGEST_REASON]))
             return
         if isinstance(message, Hello):
-            self._on_hello(peer, message, now)
+            self._on_hello(arrival, message, now)
             return
         client = self._clients.behind(peer)
         if client is None:
@@ -181,23 +196,54 @@ class LoaderService:
             case Progress() if client.hello.role == "trainer":
                 self._on_progress(client, message, now)
             case Close() if client.hello.role == "trainer":
-                self._close_stream(message.stream)
+                self._on_close(client, message.stream)
             case Beat() if client.hello.role == "augmenter":
-                client.usage = message.usage
-                self._leases.beat(client.uuid, seen=message.seen, held=message.held, slots=message.slots, now=now)
+                self._on_beat(client, message, now)
+            case Tried() if client.hello.role == "augmenter":
+                self._leases.tried(client.uuid, message.stream, message.seq, message.trial)
             case Failed() if client.hello.role == "augmenter":
                 self._on_failed(client, message)
             case Bye():
                 log.info("%s left", client.name)
                 self._forget(client, died=False)
             case _:
-                self._telemetry.counter("fourstage_peer_errors_total").inc()
-                log.warning("%s sent %s, which is not for it to send", client.name, type(message).__name__)
+                self._fault(client, f"sent {type(message).__name__}, which is not for it to send")
 
-    def _on_hello(self, peer: Peer, hello: Hello, now: float) -> None:
-        client, new = self._clients.greet(peer, hello, now)
+    def _may_serve(self, client: Client, stream: bytes) -> bool:
+        return (known := self._streams.get(stream)) is not None and self._clients.may_serve(client, known)
+
+    def _fault(self, client: Client, what: str) -> None:
+        self._telemetry.counter("fourstage_peer_errors_total").inc()
+        log.warning("%s %s", client.name, what)
+
+    def _forget_revoked(self) -> None:
+        """Whose key was taken away is as good as dead, and is sent nothing more."""
+        for client in self._clients.of(self._socket.revoked()):
+            log.warning("%s is forgotten: its key is let in no more", client.name)
+            self._forget(client, died=False)
+
+    def _on_hello(self, arrival: Arrival, hello: Hello, now: float) -> None:
+        peer = arrival.peer
+        if (objection := self._clients.objection(hello, user=arrival.user, place=arrival.role)) is not None:
+            reason, words = objection
+            self._telemetry.refused("messages", reason, 1)
+            if self._quiet.may_say((arrival.user, reason), now):
+                who = " ".join(filter(None, (hello.role, hello.name, self._socket.name(arrival.user))))
+                log.warning("refused %s: %s", who, words)
+            self._socket.send(peer, Refused(words))
+            return
+        # A connection is one process's, and a process has one role: ever new ones would fill the books.
+        if (same := self._clients.get(hello.peer)) is not None and same.hello.role != hello.role:
+            self._forget(same, died=False)
+        if (before := self._clients.behind(peer)) is not None and before.uuid != hello.peer:
+            self._forget(before, died=False)
+        if self._clients.get(hello.peer) is None and len(self._clients) >= _MOST_CLIENTS:
+            self._socket.send(peer, Refused(f"this loader serves {_MOST_CLIENTS} peers, and has as many"))
+            return
+        client, new = self._clients.greet(peer, hello, now, user=arrival.user, place=arrival.role)
         if new:
-            log.info("%s %s joined (build %s)", hello.role, hello.name, hello.build)
+            key = self._socket.name(client.user)
+            log.info("%s %s joined (build %s%s)", hello.role, hello.name, hello.build, f", key {key}" if key else "")
         self._socket.send(peer, self._welcome(client))
         self._clients.trainers_lost.discard(hello.name)
         if hello.role == "augmenter":
@@ -235,22 +281,20 @@ class LoaderService:
         if (client := self._clients.get(uuid)) is None:
             return
         log.warning("%s is gone", client.name)
-        if client.hello.role == "augmenter" and client.uuid not in self._clients.owned:
+        if client.hello.role == "augmenter" and not client.owned:
             self._telemetry.counter("fourstage_workers_died_total").inc()
         self._forget(client, died=True)
 
     def _forget(self, client: Client, *, died: bool) -> None:
         if died and client.hello.role == "trainer":
-            self._clients.trainers_lost.add(client.name)
+            self._clients.lose(client)
         self._clients.forget(client)
         self._door.drop(client.uuid)
         for uuid, stream in list(self._streams.items()):
             if stream.client == client.uuid:
                 self._close_stream(uuid)
-        for uuid, seq in self._leases.leave(client.uuid, died=died):
-            keys = self._streams[uuid].split.keys(self._streams[uuid].order.indices(seq))
-            self._fail(self._streams[uuid], seq, -1, f"three workers died over this batch, one of {', '.join(keys)}")
-        self._clients.disown(stream.spec.worker for stream in self._streams.values())
+        for uuid, seq, row in self._leases.leave(client.uuid, died=died):
+            self._on_guilty(self._streams[uuid], seq, row)
         self._report.peers()
 
     # Streams
@@ -259,7 +303,9 @@ class LoaderService:
         stream = self._streams.get(spec.stream)
         if stream is None:
             try:
-                stream = open_stream(self._store, spec, client.uuid, self._settings.memory)
+                if sum(other.client == client.uuid for other in self._streams.values()) >= _MOST_STREAMS:
+                    raise SettingsError(f"a trainer has more than {_MOST_STREAMS} streams open", hint="close some")
+                stream = open_stream(self._store, spec, client.uuid, self._settings.memory, client.user)
             except FourstageError as error:
                 log.error("refused a stream of %s: %s", client.name, error)
                 reason = str(error)[:_LONGEST_REASON]
@@ -268,14 +314,14 @@ class LoaderService:
             self._streams[spec.stream] = stream
             self._leases.open(
                 spec.stream, start=spec.start, end=stream.end, window=spec.window, identity=spec.identity,
-                only=spec.worker or None,
+                only=spec.worker or None, rows=lambda seq: stream.order.plan.place(seq).rows,
             )  # fmt: skip
             log.info("%s opened %s: %s, batches %d to %d", client.name, stream.name, spec.split, spec.start, stream.end)
-            if spec.worker:
-                self._clients.owned.add(spec.worker)
-                self._report.peers()
             for augmenter in self._clients.having("augmenter"):
                 self._announce(augmenter, stream)
+        elif stream.client != client.uuid:
+            self._fault(client, "opened a stream of somebody else's")
+            return
         self._send_opened(client, stream)
 
     def _send_opened(self, client: Client, stream: LoaderStream) -> None:
@@ -296,7 +342,7 @@ class LoaderService:
     def _announce(self, client: Client, stream: LoaderStream) -> None:
         """Tell an augmenter of a stream that may be for it; the arena goes over the side connection, first."""
         spec = stream.spec
-        if not self._clients.may_serve(client, spec.worker):
+        if not self._clients.may_serve(client, stream) or self._leases.refuses(client.uuid, spec.stream):
             return
         if not self._leases.serves(client.uuid, spec.stream):
             wanted = self._leases.identity(spec.stream).hex()
@@ -320,16 +366,13 @@ class LoaderService:
             receiver=spec.receiver,
             side=spec.side,
             on_corrupt=spec.on_corrupt,
+            receiver_key=spec.receiver_key,
         )
         self._socket.send(client.peer, announcement)
 
     def _hand_over(self, client: Client, stream: LoaderStream) -> None:
         connection = self._door.connection(client.uuid)
-        if (
-            connection is not None
-            and stream.spec.transport == "arena"
-            and self._clients.may_serve(client, stream.spec.worker)
-        ):
+        if connection is not None and stream.spec.transport == "arena" and self._clients.may_serve(client, stream):
             arena = stream.arena
             packet = side.Packet(self._uuid, stream.spec.stream, arena.slots, arena.slot_bytes)
             side.send(connection, packet, arena.descriptor)
@@ -339,15 +382,71 @@ class LoaderService:
         if stream is None:
             self._socket.send(client.peer, Who())
             return
+        if stream.client != client.uuid:
+            self._fault(client, "told how far it is with a stream of somebody else's")
+            return
         for seq in self._leases.progress(message.stream, message.consumed, message.arrived, now=now):
             stream.release(seq)
+        for worker in message.refused:
+            self._refuse(stream, worker, f"{client.name} takes nothing more from it: its log says why")
+
+    def _on_beat(self, client: Client, beat: Beat, now: float) -> None:
+        client.usage = beat.usage
+        slots = [entry for entry in beat.slots if self._may_serve(client, entry[0])]
+        held = [(uuid, seq) for uuid, seq, code in beat.held if self._is_held(client, uuid, seq, code)]
+        self._leases.beat(client.uuid, seen=beat.seen, held=held, slots=slots, now=now)
+
+    def _is_held(self, client: Client, uuid: bytes, seq: int, code: bytes) -> bool:
+        """Whether a worker may say that it holds a batch: by the books, or by its code where the lease was given before
+        a silence, or by a loader before this one."""
+        if self._leases.holds(client.uuid, uuid, seq):
+            return True
+        if not self._may_serve(client, uuid) or not self._leases.is_open(uuid, seq):
+            return False
+        if self._leases.refuses(client.uuid, uuid):
+            return False
+        stream = self._streams[uuid]
+        if equal(code, _code(client, stream, seq, stream.samples(seq))):
+            return True
+        self._fault(client, f"says that it holds batch {seq}, which it was not given")
+        self._refuse(stream, client.uuid, "it claims what it was not given")
+        return False
 
     def _on_failed(self, client: Client, failed: Failed) -> None:
         stream = self._streams.get(failed.stream)
-        # A worker whose lease has ended may find other bytes in the slot: the batch has arrived from somebody else.
-        if stream is None or (failed.row >= 0 and not self._leases.is_open(failed.stream, failed.seq)):
+        if stream is None:
             return
-        self._fail(stream, failed.seq, failed.row, f"{failed.reason} (reported by {client.name})")
+        reason = f"{failed.reason} (reported by {client.name})"
+        if failed.row < 0:
+            self._refuse(stream, client.uuid, reason)
+            if not any(self._leases.serves(other.uuid, failed.stream) for other in self._clients.having("augmenter")):
+                self._fail(stream, failed.seq, -1, reason)
+        # A worker whose lease has ended may find other bytes in the slot: the batch has arrived from somebody else.
+        elif self._leases.holds(client.uuid, failed.stream, failed.seq):
+            self._fail(stream, failed.seq, failed.row, reason)
+        elif self._leases.is_open(failed.stream, failed.seq):
+            self._fault(client, f"failed at batch {failed.seq}, which it does not hold")
+
+    def _refuse(self, stream: LoaderStream, worker: Worker, why: str) -> None:
+        """A worker has no part in a stream any more; others make its batches."""
+        if not self._leases.refuse(stream.spec.stream, worker):
+            return
+        self._telemetry.counter("fourstage_workers_refused_total").inc()
+        client = self._clients.get(worker)
+        log.warning(
+            "%s gets no lease of stream %s: %s", client.name if client else "one that has left", stream.name, why
+        )
+        if client is not None:
+            self._socket.send(client.peer, Gone(stream.spec.stream))
+
+    def _on_guilty(self, stream: LoaderStream, seq: int, row: int) -> None:
+        """A sample kills whoever decodes it."""
+        if stream.spec.on_corrupt == "fail":
+            self._fail(stream, seq, row, "it kills every worker that decodes it")
+            return
+        key = stream.split.keys(stream.order.indices(seq)[row : row + 1])[0]
+        log.error("batch %d of stream %s is made without sample %r: it kills every worker", seq, stream.name, key)
+        self._leases.skip(stream.spec.stream, seq, row)
 
     def _fail(self, stream: LoaderStream, seq: int, row: int, reason: str) -> None:
         if 0 <= row < stream.order.plan.place(seq).rows:
@@ -358,6 +457,12 @@ class LoaderService:
         if client := self._clients.get(stream.client):
             failed = Failed(stream=stream.spec.stream, seq=seq, row=row, reason=reason[:_LONGEST_REASON])
             self._socket.send(client.peer, failed)
+
+    def _on_close(self, client: Client, uuid: bytes) -> None:
+        if (stream := self._streams.get(uuid)) is not None and stream.client != client.uuid:
+            self._fault(client, "closed a stream of somebody else's")
+            return
+        self._close_stream(uuid)
 
     def _close_stream(self, uuid: bytes) -> None:
         stream = self._streams.pop(uuid, None)
@@ -408,8 +513,10 @@ class LoaderService:
             rows=place.rows,
             slot=-1 if inline else slotted.slot,
             sizes=slotted.sizes,
-            code=lease_code(stream.spec.secret, grant.stream, grant.seq, client.uuid),
+            code=_code(client, stream, grant.seq, slotted.samples),
             times=Times(read_from=slotted.read_from, read_to=slotted.read_to, leased=time.monotonic()),
+            skip=grant.skip,
+            trial=grant.trial,
         )
         sent = self._socket.send(client.peer, lease, payload)
         if sent and grant.again:
@@ -428,6 +535,8 @@ class LoaderService:
             if silent > _FORGET_AFTER * self._settings.silence_seconds and self._door.connection(client.uuid) is None:
                 log.warning("%s was silent for %.0f s: forgotten", client.name, silent)
                 self._forget(client, died=True)
+        for uuid, worker in self._leases.careless():
+            self._refuse(self._streams[uuid], worker, "it loses what it is given")
         self._read_ahead.account(now)
         self._report.gauges()
         for client in self._clients:
@@ -435,6 +544,9 @@ class LoaderService:
             self._socket.send(client.peer, beat)
 
 
-def _bind_address(address: str, sockets: Path) -> str:
-    """``file:PATH`` binds a Unix socket of its own in the sockets folder; the caller writes the file."""
-    return f"ipc://{socket_path(sockets, 'loader-zmq')}" if address.startswith("file:") else address
+def _code(client: Client, stream: LoaderStream, seq: int, samples: bytes) -> bytes:
+    """What proves that this worker was given this batch."""
+    spec = stream.spec
+    return lease_code(
+        spec.secret, stream=spec.stream, seq=seq, worker=client.uuid, identity=client.hello.identity, samples=samples
+    )

@@ -41,6 +41,8 @@ class LoaderStream:
     arena: Arena
     client: bytes
     """The trainer that opened it."""
+    user: str
+    """That one's public key; empty without keys."""
     free: list[int]
     """A heap: the lowest slots are used again and again, the others stay untouched."""
     slotted: dict[int, Slotted] = field(default_factory=dict)
@@ -61,15 +63,23 @@ class LoaderStream:
         slot = heapq.heappop(self.free)
         indices = self.order.indices(seq)
         sizes = self.split.records["size"][indices].astype("<u4")
+        slotted = Slotted(slot, int(sizes.sum()), sizes.tobytes(), self._samples(indices))
+        self.slotted[seq] = slotted
+        self.reading.add(slot)
+        return slotted, indices
+
+    def samples(self, seq: int) -> bytes:
+        """What a batch is made of, as it travels."""
+        slotted = self.slotted.get(seq)
+        return slotted.samples if slotted is not None else self._samples(self.order.indices(seq))
+
+    def _samples(self, indices: NDArray[np.int64]) -> bytes:
         samples = Samples(
             indices=indices.astype("<i8").tobytes(),
             labels=self.split.labels(indices).astype("<i4").tobytes(),
             keys=tuple(self.split.keys(indices)),
         )
-        slotted = Slotted(slot, int(sizes.sum()), sizes.tobytes(), encode_body(samples))
-        self.slotted[seq] = slotted
-        self.reading.add(slot)
-        return slotted, indices
+        return encode_body(samples)
 
     def release(self, seq: int) -> Slotted | None:
         """The batch has arrived: its slot is free, unless a thread still reads into it."""
@@ -89,7 +99,7 @@ class LoaderStream:
             heapq.heappush(self.free, slot)
 
 
-def open_stream(store: Store, spec: Open, client: bytes, memory: int) -> LoaderStream:
+def open_stream(store: Store, spec: Open, client: bytes, memory: int, user: str = "") -> LoaderStream:
     """Check an OPEN against the store and make its arena.
 
     memory: bytes that the JPEG slots may take. Raises a FourstageError whose text is sent to the trainer.
@@ -125,6 +135,7 @@ def open_stream(store: Store, spec: Open, client: bytes, memory: int) -> LoaderS
         end=end,
         arena=Arena.create(slots, slot_bytes),
         client=client,
+        user=user,
         prefetched=spec.start,
         free=list(range(slots)),
     )
@@ -132,7 +143,9 @@ def open_stream(store: Store, spec: Open, client: bytes, memory: int) -> LoaderS
 
 def largest_batch_bytes(split: Split, rows: int) -> int:
     """Bytes of the ``rows`` largest images of a split: no batch of that many rows is larger."""
+    if rows == 0:
+        return 0
     sizes = np.asarray(split.records["size"], np.int64)
     if rows < len(sizes):
         sizes = np.partition(sizes, len(sizes) - rows)[-rows:]
-    return int(sizes.sum()) if rows else 0
+    return int(sizes.sum())

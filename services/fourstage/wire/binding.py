@@ -2,7 +2,13 @@
 
 import zmq
 
+from fourstage.errors import SettingsError
+
 _ATTEMPTS = 5
+
+
+class AddressTakenError(SettingsError):
+    """Another process listens there."""
 
 
 def bind(socket: "zmq.Socket[bytes]", address: str) -> None:

@@ -29,6 +29,7 @@ MAX_FRAMES = 5
 MAX_BODY = 4 << 20
 """Bytes of frame 1: 100,000 class names of 40 bytes."""
 
+_MOST_MAPS = 8
 _SHOWN = 64
 """Characters of a peer's text that an error repeats."""
 
@@ -52,6 +53,22 @@ _FIELDS: dict[type, tuple[str, ...]] = {
     kind: tuple(field.name for field in dataclasses.fields(kind)) for kind in (*TYPES.values(), View, Usage, Times)
 }
 _NAMES: dict[type, frozenset[str]] = {kind: frozenset(names) for kind, names in _FIELDS.items()}
+
+
+class _Maps:
+    """Makes the maps of one message: few, and of no field twice. A million empty ones would take a second."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_MAPS
+
+    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError(f"more than {_MOST_MAPS} maps")
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            raise ValueError("a field twice")
+        return fields
 
 
 def encode(message: Message) -> list[bytes]:
@@ -88,7 +105,11 @@ def decode_body(kind: type[M], body: bytes | memoryview) -> M:
     if len(body) > MAX_BODY:
         raise PeerError(f"{kind.__name__} of {len(body)} bytes; the limit is {MAX_BODY}")
     try:
-        fields: Any = msgpack.unpackb(body, use_list=False, strict_map_key=True, **_LIMITS)
+        # First without making anything of it: an array is made as long as it says, before its elements have come.
+        unpacker = msgpack.Unpacker(read_size=len(body) or 1, max_buffer_size=MAX_BODY)
+        unpacker.feed(body)
+        unpacker.skip()
+        fields: Any = msgpack.unpackb(body, use_list=False, strict_map_key=True, object_pairs_hook=_Maps(), **_LIMITS)
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
         raise PeerError(f"{kind.__name__} is not msgpack: {error}") from error
     try:

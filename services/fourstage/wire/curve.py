@@ -4,15 +4,13 @@ import zmq
 
 from fourstage.wire.security import KeyPair
 
-DOMAIN = "fourstage"
 
-
-def serve(socket: "zmq.Socket[bytes]", own: KeyPair) -> None:
-    """Make a socket a CURVE server that asks the gate of its context; before it binds."""
+def serve(socket: "zmq.Socket[bytes]", own: KeyPair, domain: str) -> None:
+    """Make a socket a CURVE server that asks the gate of its context; before it binds. domain: of the ZAP questions."""
     socket.setsockopt(zmq.CURVE_SERVER, 1)
     socket.setsockopt(zmq.CURVE_SECRETKEY, own.secret)
     socket.setsockopt(zmq.CURVE_PUBLICKEY, own.public)
-    socket.setsockopt_string(zmq.ZAP_DOMAIN, DOMAIN)
+    socket.setsockopt_string(zmq.ZAP_DOMAIN, domain)
     socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
 

@@ -4,9 +4,11 @@ A connection is a stranger until its first packet says who it is; then its owner
 and its hang-up is the proof that the peer has died.
 """
 
+import contextlib
 import logging
+import os
 import socket
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -39,20 +41,24 @@ class HungUp(Generic[K]):
 class Door(Generic[K]):
     """A Unix socket that listens, and every connection through it. ``waiter`` wakes for all of them."""
 
-    def __init__(self, path: Path, waiter: Waiter) -> None:
+    def __init__(self, path: Path, waiter: Waiter, on_fault: Callable[[], object] = lambda: None) -> None:
+        """on_fault: called for every packet that is none."""
         self.path = path
         self._waiter = waiter
+        self._on_fault = on_fault
         self._listener = side.listen(path)
         self._strangers: dict[int, socket.socket] = {}
         self._adopted: dict[K, socket.socket] = {}
         self._keys: dict[int, K] = {}
+        self._spare = _reserve()
+        """A descriptor kept for the connection that finds none: it is taken with it, to be refused."""
         waiter.add(self._listener.fileno())
 
     def events(self, readable: Iterable[int]) -> Iterator[Introduced | HungUp[K]]:
         """What happened on the descriptors that are readable; others' descriptors are passed over."""
         for descriptor in readable:
             if descriptor == self._listener.fileno():
-                if (connection := side.accept(self._listener)) is not None:
+                if (connection := self._accept()) is not None:
                     self._strangers[connection.fileno()] = connection
                     self._waiter.add(connection.fileno())
             elif descriptor in self._strangers:
@@ -89,7 +95,22 @@ class Door(Generic[K]):
             self.refuse(connection)
         self._waiter.remove(self._listener.fileno())
         self._listener.close()
+        if self._spare >= 0:
+            os.close(self._spare)
         self.path.unlink(missing_ok=True)
+
+    def _accept(self) -> socket.socket | None:
+        try:
+            return side.accept(self._listener)
+        except OSError as error:
+            log.warning("refused a side connection: %s; raise the limit (ulimit -n)", error.strerror)
+        # Left in the queue it would wake us for ever; refused, its peer goes without.
+        if self._spare >= 0:
+            os.close(self._spare)
+        with contextlib.suppress(OSError):
+            self._listener.accept()[0].close()
+        self._spare = _reserve()
+        return None
 
     def _hear(self, connection: socket.socket) -> Introduced | None:
         try:
@@ -99,9 +120,17 @@ class Door(Generic[K]):
             self._strangers[connection.fileno()] = connection
             return None
         except PeerError as error:
+            self._on_fault()
             log.warning("dropped a side connection: %s", error)
             received = None
         if received is None:
             self.refuse(connection)
             return None
         return Introduced(connection, *received)
+
+
+def _reserve() -> int:
+    try:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1

@@ -2,6 +2,7 @@
 
 import secrets
 import struct
+from collections.abc import Callable
 from enum import Enum
 
 import zmq
@@ -19,6 +20,8 @@ class Outcome(Enum):
     """The client wants a server with another key."""
     GARBLED = "garbled"
     """Whatever it was, it did not speak ZeroMQ's protocol."""
+    FOREIGN = "foreign"
+    """The kernel's connection ended before any handshake began: a browser, a scanner, another protocol."""
     HUNG_UP = "hung up"
     """The other end said no more: what it makes of a WRONG_SERVER, often of a MISMATCH, and of its own end."""
 
@@ -41,11 +44,17 @@ bring asyncio along."""
 class Handshakes:
     """The monitor of one socket. Close it before the socket: ZeroMQ's thread would wait for it otherwise."""
 
-    def __init__(self, socket: "zmq.Socket[bytes]") -> None:
+    def __init__(self, socket: "zmq.Socket[bytes]", on_accepted: Callable[[int], object] | None = None) -> None:
+        """on_accepted: told by ``take`` the descriptor of every connection that has come."""
         # Drawn, not counted: the name of a monitor that was closed is taken until ZeroMQ's thread gets round to it.
         address = f"inproc://handshakes-{secrets.token_hex(8)}"
         self._watched = socket
-        self._watched.monitor(address, sum(_OUTCOMES))
+        self._on_accepted = on_accepted
+        self._young: set[int] = set()
+        """Descriptors of connections that have come, and of which nothing is known yet."""
+        self._ending = False
+        """The connection that ends next is the one whose handshake has just failed."""
+        self._watched.monitor(address, sum(_OUTCOMES) | zmq.Event.ACCEPTED | zmq.Event.DISCONNECTED)
         self._events: zmq.Socket[bytes] = socket.context.socket(zmq.PAIR)
         # Without a bound: a full queue would stop ZeroMQ's thread, and with it every connection.
         self._events.setsockopt(zmq.RCVHWM, 0)
@@ -59,11 +68,30 @@ class Handshakes:
                 event, value = _EVENT.unpack(self._events.recv_multipart(zmq.NOBLOCK)[0])
             except zmq.Again:
                 return outcomes
-            outcome = _OUTCOMES.get(zmq.Event(event))
-            if outcome is Outcome.GARBLED:
-                outcome = _PROTOCOL_ERRORS.get(zmq.Event(value), outcome)
-            if outcome is not None:
+            if event == zmq.Event.ACCEPTED:
+                self._young.add(value)
+                if self._on_accepted is not None:
+                    self._on_accepted(value)
+            elif event == zmq.Event.DISCONNECTED:
+                if value in self._young and not self._ending:
+                    outcomes.append(Outcome.FOREIGN)
+                self._young.discard(value)
+                self._ending = False
+            elif (outcome := _OUTCOMES.get(zmq.Event(event))) is not None:
+                if outcome is Outcome.GARBLED:
+                    outcome = _PROTOCOL_ERRORS.get(zmq.Event(value), outcome)
                 outcomes.append(outcome)
+                self._settle(outcome)
+
+    def _settle(self, outcome: Outcome) -> None:
+        """A handshake has ended, and libzmq does not say of which connection.
+
+        One that fails for what was sent ends at once. Else it may be any of those that have come: then none of them is
+        held for foreign later.
+        """
+        self._ending = outcome not in (Outcome.OPENED, Outcome.REFUSED)
+        if not self._ending:
+            self._young.clear()
 
     def close(self) -> None:
         """Listen no more."""

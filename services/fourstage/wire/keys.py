@@ -8,14 +8,14 @@ in between leaves marked folders, which are made anew, or whole ones, whose mark
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from zmq.auth.certs import create_certificates
 
 from fourstage.errors import SettingsError
-from fourstage.wire.security import ADMITS, DIALS, PEERS, ROLES, UNFINISHED, Role, read, secret_file
+from fourstage.wire.security import ADMITS, DIALS, PEERS, ROLES, UNFINISHED, Role, read, role_of, secret_file
 
 
 def make_keys(directory: Path) -> bool:
@@ -24,19 +24,26 @@ def make_keys(directory: Path) -> bool:
     Raises SettingsError where some of the keys are missing or of another set, or where it cannot write.
     """
     folders = {role: directory / role for role in ROLES}
+    with writing(directory):
+        whole = _are_whole(folders)
+        if not whole:
+            _refuse_part(folders)
+            begin(folders.values())
+            _write(folders)
+        _finish(folders)
+    return not whole
+
+
+@contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Alone at work on a directory of keys, whose files are this user's alone. Raises SettingsError for an OSError."""
     try:
         with _private(), _alone(directory):
-            whole = _are_whole(folders)
-            if not whole:
-                _refuse_part(folders)
-                _begin(folders)
-                _write(folders)
-            _finish(folders)
+            yield
     except OSError as error:
         where = error.filename or directory
         hint = "every folder must belong to the user who runs this"
         raise SettingsError(f"cannot write keys to {where}: {error.strerror or error}", hint=hint) from error
-    return not whole
 
 
 @contextmanager
@@ -63,15 +70,21 @@ def _alone(directory: Path) -> Iterator[None]:
 
 
 def _are_whole(folders: dict[Role, Path]) -> bool:
-    """Whether every folder has its keys, all of one set."""
+    """Whether every folder has its keys, all of one set; one that was revoked may be missing where others of its role
+    have been added."""
     try:
-        keys = {role: read(folder, role) for role, folder in folders.items()}
+        loader = read(folders["loader"], "loader")
+        names = set(loader.clients.values())
+        revoked = {role_of(name) for name in names} - names
+        there = [role for role in ROLES if role not in revoked or _has_keys(folders[role])]
+        keys = {role: read(folders[role], role) for role in there}
     except SettingsError:
         return False
     return all(
-        keys[role].servers[server] == keys[server].own.public and keys[role].own.public in keys[server].clients
-        for role in ROLES
+        keys[server].own.public in keys[role].servers and keys[role].own.public in keys[server].clients
+        for role in keys
         for server in DIALS[role]
+        if server in keys
     )
 
 
@@ -89,15 +102,15 @@ def _has_keys(folder: Path) -> bool:
     return any(folder.glob("*.key*")) or any((folder / PEERS).glob("*.key"))
 
 
-def _begin(folders: dict[Role, Path]) -> None:
+def begin(folders: Collection[Path]) -> None:
     """Mark every folder before the first key is in any; then take away what an earlier call left."""
-    for folder in folders.values():
+    for folder in folders:
         folder.mkdir(exist_ok=True)
         if folder.stat().st_uid == os.geteuid():
             folder.chmod(0o700)
         (folder / UNFINISHED).mkdir(exist_ok=True)
-        _flush(folder)
-    for folder in folders.values():
+        flush(folder)
+    for folder in folders:
         for path in (*folder.glob("*.key*"), *(folder / PEERS).glob("*.key"), *(folder / UNFINISHED).iterdir()):
             path.unlink()
 
@@ -111,11 +124,11 @@ def _write(folders: dict[Role, Path]) -> None:
         for target in targets:
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(public, target)
-            _flush(target, target.parent)
-        _flush(Path(secret))
+            flush(target, target.parent)
+        flush(Path(secret))
     for role, folder in folders.items():
         secret_file(folder / UNFINISHED, role).rename(secret_file(folder, role))
-        _flush(folder)
+        flush(folder)
 
 
 def _finish(folders: dict[Role, Path]) -> None:
@@ -123,7 +136,8 @@ def _finish(folders: dict[Role, Path]) -> None:
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
 
 
-def _flush(*paths: Path) -> None:
+def flush(*paths: Path) -> None:
+    """Files and folders survive a power cut from here on."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -3,15 +3,17 @@
 import logging
 import secrets
 import socket
+from collections.abc import Callable
 from typing import Literal
 
 import fourstage
-from fourstage.errors import FourstageError, PeerError, RefusedError
+from fourstage.errors import FourstageError, PeerError, RefusedError, SettingsError
 from fourstage.wire import side
+from fourstage.wire.addresses import AUTO, resolve
 from fourstage.wire.clock import ClockOffset
 from fourstage.wire.messages import PROTOCOL, Bye, Hello, Message, Ping, Pong, Refused, Welcome, Who
-from fourstage.wire.security import Security
-from fourstage.wire.sockets import Dialled, Payload, Waiter, resolve
+from fourstage.wire.security import Role, Security
+from fourstage.wire.sockets import Dialled, Payload, Waiter
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +23,8 @@ _REDIAL_SECONDS = 0.5
 _NO_ADDRESS_SECONDS = 0.02
 """Between two looks for an address that no loader has written yet: it starts at the same time, and everybody waits."""
 _SIDE_SECONDS = 5.0
+_LATEST_CLOCK = 1e11
+"""Seconds: what is added to it or taken from it is still a time that a message can say."""
 _CLOCK_SECONDS = 2.0
 """Between two questions for the loader's clock."""
 
@@ -35,20 +39,31 @@ class LoaderLink:
         role: Literal["augmenter", "trainer"],
         name: str,
         waiter: Waiter,
+        trainers: str = AUTO,
+        process: Role | None = None,
         identity: bytes = b"",
         security: Security | None = None,
+        on_fault: Callable[[], object] = lambda: None,
     ) -> None:
+        """address, trainers: the settings ``loader.address`` and ``loader.trainers``.
+
+        role: as what it takes part. process: what it is, if that is something else: a trainer's own worker comes in at
+        the trainers' socket, with the trainer's key. on_fault: called for every message that is none.
+        """
         self.peer = secrets.token_bytes(16)
         self.session = 0
         self.welcome: Welcome | None = None
         self.side: socket.socket | None = None
         self.lost_since: float | None = None
         self._address = address
+        self._trainers = trainers
+        self._process: Role = process or role
         self._role: Literal["augmenter", "trainer"] = role
         self._name = name
         self._identity = identity
         self._waiter = waiter
         self._security = security
+        self._on_fault = on_fault
         self._socket: Dialled | None = None
         self._heard = float("-inf")
         self._dialled = float("-inf")
@@ -91,6 +106,7 @@ class LoaderLink:
         while (arrival := self._socket.receive()) is not None:
             message, payload = arrival
             if isinstance(message, PeerError):
+                self._on_fault()
                 log.warning("dropped a message of the loader: %s", message)
                 continue
             self._heard = now
@@ -98,6 +114,9 @@ class LoaderLink:
                 if message.session == self.session and self._is_news(message):
                     self._on_welcome(message)
                     received.append((message, payload))
+            elif isinstance(message, Pong) and (message.sent > now or message.clock > _LATEST_CLOCK):
+                self._on_fault()
+                log.warning("dropped a message of the loader: its clock shows %g s", message.clock)
             elif isinstance(message, Pong):
                 self._clock.add(asked=message.sent, theirs=message.clock, answered=now)
             elif isinstance(message, Who):
@@ -151,7 +170,9 @@ class LoaderLink:
             self.side.close()
             self.side = None
         try:
-            address = resolve(self._address)
+            address = resolve(self._address, self._process, self._trainers)
+        except SettingsError:
+            raise
         except FourstageError:
             return
         if self._socket is not None:
@@ -160,7 +181,7 @@ class LoaderLink:
                 return
             self._waiter.remove(self._socket)
             self._socket.close(linger=False)
-        self._socket = Dialled(address, max_frame=_MAX_FRAME, server="loader", security=self._security)
+        self._socket = Dialled(address, max_frame=_MAX_FRAME, role=self._process, security=self._security)
         self._waiter.add(self._socket)
 
     def _greet(self) -> None:

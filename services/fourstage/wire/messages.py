@@ -4,6 +4,7 @@ State is soft: instead of events that a lost connection could swallow, peers sen
 ``Progress``, ``Holds``), complete every time, and the receiver reconciles. So every message may be repeated.
 """
 
+from dataclasses import field
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import ConfigDict, FailFast, Field
@@ -32,8 +33,12 @@ Slot = Annotated[int, Field(ge=-1, le=65_536)]
 """Slot of an arena; -1: the bytes travel with the message."""
 Time = Annotated[float, Field(ge=0.0, le=1e12, allow_inf_nan=False)]
 Real = Annotated[float, Field(allow_inf_nan=False)]
+MOST_REFUSED = 4096
+"""Workers that a trainer may name."""
 Code = Annotated[bytes, Field(min_length=16, max_length=16)]
 """Proof of a lease (``wire.codes``)."""
+PublicKey = Annotated[bytes, Field(max_length=40)]
+"""Of CURVE, 40 characters of Z85."""
 RowNumbers = Annotated[tuple[Annotated[int, Field(ge=0, le=65_535)], ...], Field(max_length=65_536), FailFast()]
 """Rows of a batch, in ascending order."""
 OnCorrupt: TypeAlias = Literal["fail", "skip"]
@@ -168,8 +173,10 @@ class Open:
     worker: Annotated[bytes, Field(max_length=16)]
     """The only augmenter that is given leases, by its 16 bytes: the trainer's own. Empty: any."""
     on_corrupt: OnCorrupt
-    secret: Annotated[bytes, Field(min_length=16, max_length=16)]
+    secret: Annotated[bytes, Field(min_length=16, max_length=16)] = field(repr=False)
     """Known to the trainer and the loader alone: ``codes`` makes of it what proves that a worker was given a lease."""
+    receiver_key: PublicKey = b""
+    """Under which the trainer receives; empty: none."""
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
@@ -179,6 +186,8 @@ class Progress:
     stream: Uuid
     consumed: Seq
     arrived: Seqs
+    refused: Annotated[tuple[Uuid, ...], Field(max_length=MOST_REFUSED), FailFast()] = ()
+    """Workers that have sent what no worker in its right mind sends: nothing of theirs is taken any more."""
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
@@ -256,6 +265,8 @@ class Stream:
     receiver: Text
     side: Text
     on_corrupt: OnCorrupt
+    receiver_key: PublicKey = b""
+    """The trainer's public key, which its receiver must have; empty: none."""
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
@@ -276,7 +287,7 @@ class Lease:
     slot: Slot
     sizes: Annotated[bytes, Field(max_length=4 * 65_536)]
     """uint32 little-endian (rows,): the JPEG images lie one behind another."""
-    code: Code
+    code: Code = field(repr=False)
     times: Times = Times()
     """Up to ``leased``."""
     skip: RowNumbers = ()
@@ -316,8 +327,8 @@ class Beat:
 
     seen: Count
     """Number of the last lease received in this session."""
-    held: Annotated[tuple[tuple[Uuid, Seq], ...], Field(max_length=65_536), FailFast()]
-    """Leases in work, or finished and not yet acknowledged by their receiver."""
+    held: Annotated[tuple[tuple[Uuid, Seq, Code], ...], Field(max_length=4096), FailFast()] = field(repr=False)
+    """Leases in work, or finished and not yet acknowledged by their receiver, and their codes."""
     slots: Annotated[tuple[StreamSlots, ...], Field(max_length=4096), FailFast()]
     usage: Usage
 
@@ -328,8 +339,8 @@ class Tried:
 
     stream: Uuid
     seq: Seq
-    number: Count
-    """The lease's."""
+    trial: tuple[Rows, Rows]
+    """As in the lease."""
 
 
 # Augmenter -> trainer
@@ -352,7 +363,7 @@ class Batch:
     rows: Rows
     """As in the lease; ``skipped`` ones among them."""
     identity: Digest
-    code: Code
+    code: Code = field(repr=False)
     """As in the lease."""
     times: Times = Times()
     skipped: RowNumbers = ()

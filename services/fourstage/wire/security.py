@@ -6,13 +6,15 @@ keys that it knows. Whoever dials knows the server's. Files are pyzmq's certific
     loader/     loader.key_secret     peers/trainer.key  peers/augmenter.key
     trainer/    trainer.key_secret    loader.key         peers/augmenter.key
     augmenter/  augmenter.key_secret  loader.key         trainer.key
+
+``ROLE-NAME.key`` is one more peer of that role.
 """
 
 import logging
 import stat
 import struct
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -36,6 +38,8 @@ PEERS = "peers"
 UNFINISHED = ".unfinished"
 """In a folder while its keys are being made."""
 _MAKE = "fourstage keys init DIR makes the keys"
+Snapshot: TypeAlias = tuple[tuple[str, int, int, int], ...]
+"""Names, times, numbers and sizes of files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +50,61 @@ class KeyPair:
     secret: bytes = field(repr=False)
 
 
+def role_of(name: str) -> str:
+    """The role of the peer whose key's file has that name: ``augmenter-7`` is an augmenter."""
+    return name.partition("-")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """A socket that binds: its ZAP domain, whose it is, and whom alone it lets in."""
+
+    domain: str
+    server: Role
+    client: Role
+
+    def lets_in(self, name: str) -> bool:
+        """Whether this is the place for the peer of that name."""
+        return role_of(name) == self.client
+
+
+FOR_AUGMENTERS = Entrance("fourstage.loader.augmenters", "loader", "augmenter")
+FOR_TRAINERS = Entrance("fourstage.loader.trainers", "loader", "trainer")
+FOR_BATCHES = Entrance("fourstage.trainer", "trainer", "augmenter")
+
+
 @dataclass(frozen=True, slots=True)
 class Security:
     """The keys of one process."""
 
     role: Role
     own: KeyPair
-    servers: Mapping[Role, bytes]
-    """Public keys of those that it dials."""
+    folder: Path
+    servers: Mapping[bytes, str]
+    """Names of those that it dials, by public key: ``loader``, ``trainer``, ``trainer-…`` where there are several."""
     clients: Mapping[bytes, str]
-    """Names of those that it lets in, by public key: ``augmenter``, or ``augmenter-…`` where there are several."""
+    """Names of those that it lets in."""
+
+    @property
+    def peers(self) -> Path:
+        """The folder of ``clients``, as it may have changed."""
+        return self.folder / PEERS
+
+    def server(self, role: Role, key: bytes = b"") -> bytes:
+        """The public key of the one to dial. key: which it says that it has; empty where it does not say.
+
+        Raises SettingsError for one that this process does not know; what was not there at the start is looked for
+        again.
+        """
+        known = self.servers
+        if key and key not in known:
+            known = {**known, **_named(self.folder.glob("*.key"), (role,))}
+        keys = [public for public, name in known.items() if role_of(name) == role]
+        if key in keys or (not key and len(keys) == 1):
+            return key or keys[0]
+        which = f"the {role} with the key {key.decode('ascii', 'replace')}" if key else f"which of {len(keys)} {role}s"
+        hint = f"put its {role}-NAME.key into {self.folder}"
+        raise SettingsError(f"this {self.role} does not know {which}", hint=hint)
 
 
 def load(folder: str, role: Role, *, warn: bool = True) -> Security | None:
@@ -81,6 +130,13 @@ def load(folder: str, role: Role, *, warn: bool = True) -> Security | None:
     return security
 
 
+def own_keys(folder: Path, role: Role) -> KeyPair:
+    """The key pair in a role's folder. Raises SettingsError."""
+    with _readable(folder):
+        _check_role(folder, role)
+        return _key_pair(secret_file(folder, role))
+
+
 def read(folder: Path, role: Role) -> Security:
     """The keys in a role's folder. Raises SettingsError."""
     if not zmq.has("curve"):
@@ -88,25 +144,63 @@ def read(folder: Path, role: Role) -> Security:
     with _readable(folder):
         _check_role(folder, role)
         own = _key_pair(secret_file(folder, role))
-        servers = {server: _public_key(folder / f"{server}.key") for server in DIALS[role]}
-        clients: dict[bytes, str] = {}
+        for server in DIALS[role]:
+            if not [name for name in _names(folder) if role_of(name) == server]:
+                raise SettingsError(f"{folder / server}.key is missing", hint="copy the whole folder, or make new keys")
+        servers = _named(folder.glob("*.key"), DIALS[role])
+        clients = _named((folder / PEERS).glob("*.key"), ADMITS[role]) if ADMITS[role] else {}
         for path in sorted((folder / PEERS).glob("*.key")) if ADMITS[role] else ():
-            if path.stem.partition("-")[0] not in ADMITS[role]:
+            if role_of(path.stem) not in ADMITS[role]:
                 allowed = " or ".join(ADMITS[role])
                 raise SettingsError(
                     f"{path}: a {role} lets no {path.stem!r} in", hint=f"call it {allowed}, or remove it"
                 )
-            if (key := _public_key(path)) in clients:
-                raise SettingsError(f"{path} holds the key of {clients[key]}.key", hint="remove one of them")
-            clients[key] = path.stem
         if ADMITS[role] and not clients:
             raise SettingsError(f"{folder / PEERS} holds no *.key: nobody could come in", hint=_MAKE)
-    return Security(role, own, servers, clients)
+    return Security(role, own, folder, servers, clients)
 
 
 def secret_file(folder: Path, role: Role) -> Path:
     """Where a role's folder has its secret key."""
     return folder / f"{role}.key_secret"
+
+
+def snapshot(folder: Path) -> Snapshot:
+    """What a folder of public keys looks like, to see whether it has changed; empty where it cannot be read."""
+    found = []
+    with suppress(OSError):
+        for path in sorted(folder.glob("*.key")):
+            with suppress(OSError):
+                status = path.stat()
+                found.append((path.name, status.st_mtime_ns, status.st_ino, status.st_size))
+    return tuple(found)
+
+
+def public_keys(folder: Path) -> dict[bytes, str]:
+    """Names by public key, of a folder that may be changing: what is no key yet is left out, and named in the log."""
+    found: dict[bytes, str] = {}
+    for path in sorted(folder.glob("*.key")):
+        try:
+            found.setdefault(_public_key(path), path.stem)
+        except (OSError, SettingsError) as error:
+            log.warning("a key is not let in: %s", error)
+    return found
+
+
+def _named(paths: Iterable[Path], roles: tuple[Role, ...]) -> dict[bytes, str]:
+    """Names by public key, of these roles. Raises SettingsError where one key has two names."""
+    found: dict[bytes, str] = {}
+    for path in sorted(paths):
+        if role_of(path.stem) not in roles:
+            continue
+        if (key := _public_key(path)) in found:
+            raise SettingsError(f"{path} holds the key of {found[key]}.key", hint="remove one of them")
+        found[key] = path.stem
+    return found
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.stem for path in folder.glob("*.key")]
 
 
 @contextmanager

@@ -4,6 +4,7 @@ SOCK_SEQPACKET keeps messages whole. A descriptor travels beside its description
 process of the same user or root may connect (SO_PEERCRED).
 """
 
+import logging
 import os
 import select
 import socket
@@ -18,6 +19,8 @@ from pydantic.dataclasses import dataclass
 from fourstage.arena import Arena
 from fourstage.errors import PeerError
 from fourstage.wire.messages import Uuid
+
+log = logging.getLogger(__name__)
 
 _MAX_PACKET = 512
 _BACKLOG = 128
@@ -45,8 +48,13 @@ def listen(path: Path) -> socket.socket:
 
 
 def connect(path: str, timeout: float) -> socket.socket | None:
-    """A blocking connection with a time limit, or None where the path leads nowhere (another host)."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    """A blocking connection with a time limit, or None where the path leads nowhere (another host) or no descriptor
+    is left: it goes without."""
+    try:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as error:
+        log.warning("no side connection: %s", error.strerror)
+        return None
     connection.settimeout(timeout)
     try:
         connection.connect(path)
@@ -57,10 +65,10 @@ def connect(path: str, timeout: float) -> socket.socket | None:
 
 
 def accept(listener: socket.socket) -> socket.socket | None:
-    """The next connection of a process of this user, or None."""
+    """The next connection of a process of this user, or None. Raises OSError where no descriptor is left for it."""
     try:
         connection, _ = listener.accept()
-    except BlockingIOError:
+    except (BlockingIOError, ConnectionAbortedError):
         return None
     _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     if uid not in (0, os.getuid()):

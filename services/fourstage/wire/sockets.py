@@ -5,23 +5,26 @@ With keys TCP is CURVE; Unix sockets have the file system's permissions.
 
 import contextlib
 import logging
+import os
 import select
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self, TypeAlias
 
 import zmq
 
 from fourstage.errors import FourstageError, PeerError, SettingsError
-from fourstage.wire.binding import bind
+from fourstage.wire.addresses import check_reach
+from fourstage.wire.admitted import Admitted
+from fourstage.wire.binding import AddressTakenError, bind
 from fourstage.wire.codec import MAX_BODY, MAX_FRAMES, decode, encode
 from fourstage.wire.curve import dial, serve
 from fourstage.wire.handshakes import Handshakes, Outcome
 from fourstage.wire.messages import Message
-from fourstage.wire.refusals import Refusals, Trouble
-from fourstage.wire.security import Role, Security
+from fourstage.wire.refusals import Quiet, Refusals, Trouble
+from fourstage.wire.security import FOR_BATCHES, Entrance, Role, Security
+from fourstage.wire.unfinished import Unfinished
 
 if TYPE_CHECKING:
     from fourstage.wire.gate import Gate
@@ -42,6 +45,21 @@ _SMALL_BYTES = 1 << 16
 _CURVE_BYTES = 64
 """More than what CURVE adds to a frame: 33."""
 _REDIAL_SECONDS = 1.0
+_DROPS_OF_A_CALL = 64
+"""Messages of revoked keys that are dropped before the owner of the socket can do something else."""
+
+OnRefused: TypeAlias = Callable[[Literal["handshakes", "messages"], str, int], object]
+"""Told what was refused, why, and how many."""
+
+
+class Arrival(NamedTuple):
+    """A message, or the error that its bytes are, and who sent it."""
+
+    peer: Peer
+    message: Message | PeerError
+    payload: list[Payload]
+    user: str = ""
+    """The sender's public key (User-Id), which is let in; empty without keys and over Unix sockets."""
 
 
 class _Socket:
@@ -57,10 +75,13 @@ class _Socket:
         self.socket.setsockopt(zmq.MAXMSGSIZE, max_frame)
         self.socket.setsockopt(zmq.IPV6, 1)
         self._handshakes: Handshakes | None = None
+        self._unfinished: Unfinished | None = None
+        self._last: zmq.Frame | None = None
+        """The last frame of the message that was received last: it tells who sent it."""
 
     def _watch(self, address: str) -> None:
         if address.startswith("tcp://"):
-            self._handshakes = Handshakes(self.socket)
+            self._handshakes = Handshakes(self.socket, self._unfinished.accepted if self._unfinished else None)
 
     def _send(self, frames: list[bytes | memoryview]) -> bool:
         try:
@@ -85,6 +106,9 @@ class _Socket:
             frame = self.socket.recv(_LAST, copy=False)
             if len(frames) <= expected:
                 frames.append(frame.buffer)
+        self._last = frame
+        if self._unfinished is not None:
+            self._unfinished.spoke(frame.get(zmq.SRCFD))
         # Of too many the first is kept: on a ROUTER it says who sent them.
         return frames if len(frames) <= expected else frames[:1]
 
@@ -114,61 +138,94 @@ class Bound(_Socket):
         address: str,
         *,
         max_frame: int = MAX_BODY,
+        entrance: Entrance = FOR_BATCHES,
         security: Security | None = None,
-        on_refused: Callable[[int], object] = lambda _: None,
+        on_refused: OnRefused = lambda *_: None,
     ) -> None:
         """Bind.
 
-        security: over TCP, whose clients alone come in; each message's User-Id is then its sender's name there
-        on_refused: told by ``receive`` how many connections were refused since it last was
+        entrance: whose socket it is, and for whom
+        security: over TCP, whose clients of that role alone come in, and are heard as long as their key stays
+        on_refused: told by ``receive`` of connections and messages that were refused
 
-        Raises SettingsError where the address is taken or malformed, FourstageError where unknown keys would come in.
+        Raises SettingsError where the address is taken, malformed, or open to other machines without keys, and
+        FourstageError where unknown keys would come in.
         """
+        check_reach(address, role=entrance.server, has_keys=security is not None)
         curve = security if address.startswith("tcp://") else None
         super().__init__(zmq.ROUTER, max_frame + (_CURVE_BYTES if curve else 0))
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._gate: Gate | None = None
-        self._on_refused = on_refused
+        self._admitted: Admitted | None = None
+        self._revoked: set[str] = set()
+        self._quiet = Quiet()
+        self.on_refused = on_refused
         self._refusals = Refusals(has_keys=security is not None)
         if curve is not None:
             # Only now: it brings asyncio along.
             from fourstage.wire import gate
 
-            self._gate = gate.Gate(self._context, curve.clients)
+            self._admitted = Admitted(curve, entrance)
+            self._gate = gate.Gate(self._context, self._admitted)
             self._gate.start()
             try:
                 self._gate.try_out(curve.own)
             except BaseException:
                 self.close(linger=False)
                 raise
-            serve(self.socket, curve.own)
+            serve(self.socket, curve.own, entrance.domain)
+        if address.startswith("tcp://"):
+            self._unfinished = Unfinished(MAX_FRAMES * max_frame)
         self._watch(address)
         try:
             bind(self.socket, address)
         except zmq.ZMQError as error:
             self.close(linger=False)
-            in_use = error.errno == zmq.EADDRINUSE
-            raise SettingsError(
-                f"cannot bind {address}: {error.strerror}",
-                hint="stop what listens there or choose another port" if in_use else "tcp://ADDRESS:PORT or ipc://PATH",
-            ) from error
+            words = f"cannot bind {address}: {error.strerror}"
+            if error.errno == zmq.EADDRINUSE:
+                raise AddressTakenError(words, hint="stop what listens there or choose another port") from error
+            raise SettingsError(words, hint="tcp://ADDRESS:PORT or ipc://PATH") from error
         self.address = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        if address.startswith("ipc://"):
+            # Whatever the umask says; one in no folder (ipc://@NAME) has no mode.
+            with contextlib.suppress(OSError):
+                os.chmod(address.removeprefix("ipc://"), 0o600)  # noqa: PTH101  libzmq's text, perhaps no path
 
     def send(self, peer: Peer, message: Message, payload: Sequence[bytes | memoryview] = ()) -> bool:
         """Queue a message; False where the peer is gone or its queue is full."""
         return self._send([peer, *encode(message), *payload])
 
-    def receive(self) -> tuple[Peer, Message | PeerError, list[Payload]] | None:
+    def receive(self) -> Arrival | None:
         """The next message, or the error that its bytes are, with the peer that sent it; None: none waits."""
-        frames = self._receive(MAX_FRAMES + 1)
-        if frames is None:
-            self._look()
-            return None
-        peer = bytes(frames[0])
-        try:
-            return peer, decode(frames[1:]), frames[3:]
-        except PeerError as error:
-            return peer, error, []
+        if self._admitted is not None:
+            self._revoked |= self._admitted.changes()
+        for _ in range(_DROPS_OF_A_CALL):
+            frames = self._receive(MAX_FRAMES + 1)
+            if frames is None:
+                self._look()
+                return None
+            user = ""
+            if self._admitted is not None and (user := self._user()) not in self._admitted:
+                self._drop(user)
+                continue
+            peer = bytes(frames[0])
+            try:
+                return Arrival(peer, decode(frames[1:]), frames[3:], user)
+            except PeerError as error:
+                return Arrival(peer, error, [], user)
+        return None
+
+    def revoked(self) -> set[str]:
+        """The users (public keys) that were let in and are not any more, since the last call: they are to be forgotten.
+
+        Their messages do not come through ``receive``, and their connections are cut when they speak.
+        """
+        revoked, self._revoked = self._revoked, set()
+        return revoked
+
+    def name(self, user: str) -> str:
+        """What a user is called here, for logs; empty without keys."""
+        return self._admitted.name(user) if self._admitted is not None else ""
 
     def close(self, linger: bool = True) -> None:
         """Close; queued messages get a second to leave."""
@@ -178,15 +235,35 @@ class Bound(_Socket):
             self._gate = None
         super().close(linger)
 
+    def _user(self) -> str:
+        try:
+            return str(self._last.get("User-Id")) if self._last is not None else ""
+        except zmq.ZMQError:
+            return ""
+
+    def _drop(self, user: str) -> None:
+        """A message of one whose key was taken away; libzmq closes no connection for it, the kernel does."""
+        self.on_refused("messages", "revoked", 1)
+        if self._quiet.may_say(user, time.monotonic()):
+            log.warning("dropped a message at %s: its sender's key %s is let in no more", self.address, user)
+        if self._unfinished is not None and self._last is not None:
+            self._unfinished.end(self._last.get(zmq.SRCFD))
+
     def _look(self) -> None:
         """Count and name those who were refused."""
         if self._handshakes is None:
             return
-        before = self._refusals.count
-        for reason in self._refusals.hear(self._handshakes.take(), time.monotonic()):
+        now = time.monotonic()
+        for reason in self._refusals.hear(self._handshakes.take(), now):
             log.warning("refused a connection at %s: %s", self.address, reason)
-        if self._refusals.count > before:
-            self._on_refused(self._refusals.count - before)
+        if self._unfinished is not None and (cut := self._unfinished.cut(now)):
+            log.warning("cut %d connections at %s: a message of theirs did not end", cut, self.address)
+            self.on_refused("messages", "unfinished", cut)
+        refused = self._refusals.take()
+        if self._gate is not None:
+            refused |= self._gate.take()
+        for reason, number in refused.items():
+            self.on_refused("handshakes", reason, number)
         if self._gate is not None and not self._gate.is_alive():
             raise FourstageError(f"nobody checks keys at {self.address} any more", hint="start this process again")
 
@@ -200,20 +277,28 @@ class Dialled(_Socket):
         *,
         max_frame: int = MAX_BODY,
         context: "zmq.Context[zmq.Socket[bytes]] | None" = None,
+        role: Role = "augmenter",
         server: Role = "loader",
+        server_key: bytes = b"",
         security: Security | None = None,
     ) -> None:
-        """Connect; raises SettingsError for a malformed address. The peer need not be there yet.
+        """Connect. The peer need not be there yet.
 
-        server: whose address it is; over TCP with ``security`` only a peer with that one's key will do
+        role: of this process. server: whose address it is; over TCP with ``security`` only a peer with that one's key
+        will do. server_key: which, where there are several
+
+        Raises SettingsError for an address that is malformed or leads to other machines without keys, and for a server
+        whose key is not known.
         """
+        check_reach(address, role=role, has_keys=security is not None)
         curve = security if address.startswith("tcp://") else None
+        wanted = curve.server(server, server_key) if curve is not None else b""
         super().__init__(zmq.DEALER, max_frame + (_CURVE_BYTES if curve else 0), context)
         self._server = server
         self._trouble = Trouble(has_keys=security is not None)
         self._redial_at: float | None = None
         if curve is not None:
-            dial(self.socket, curve.own, curve.servers[server])
+            dial(self.socket, curve.own, wanted)
         # Without it a returning peer is met by everything that was said to nobody.
         self.socket.setsockopt(zmq.IMMEDIATE, 1)
         self.socket.setsockopt(zmq.RECONNECT_IVL, 50)
@@ -264,20 +349,6 @@ class Dialled(_Socket):
         if self._redial_at is not None and now >= self._redial_at:
             self._redial_at = None
             self.socket.connect(self.address)
-
-
-def resolve(address: str) -> str:
-    """The address to connect to; ``file:PATH`` is read, and read again on every reconnect.
-
-    Raises FourstageError while the file is not there yet.
-    """
-    if not address.startswith("file:"):
-        return address
-    path = Path(address.removeprefix("file:"))
-    try:
-        return path.read_text("utf-8").strip()
-    except OSError as error:
-        raise FourstageError(f"no loader has written its address to {path}") from error
 
 
 class Waiter:

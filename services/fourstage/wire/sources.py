@@ -1,5 +1,6 @@
 """Where the JPEG bytes of a lease lie: in the loader's arena of that stream, or in the message itself."""
 
+import contextlib
 import logging
 import socket
 
@@ -36,6 +37,9 @@ class JpegSources:
                 received = side.receive_arena(self._side)
             except (PeerError, TimeoutError) as error:
                 log.warning("no arena from the loader: %s", error)
+                # It leases by slot from now on. Hung up on, it says everything again over another connection.
+                with contextlib.suppress(OSError):
+                    self._side.shutdown(socket.SHUT_RDWR)
                 return
             if received is None:
                 return
@@ -47,6 +51,10 @@ class JpegSources:
 
     def jpeg(self, lease: Lease, payload: list[Payload]) -> memoryview:
         """The images of a lease, one behind another. Raises PeerError where they are not where it says."""
+        if not payload or len(lease.sizes) != 4 * lease.rows:
+            raise PeerError(
+                f"lease of {lease.rows} rows with {len(lease.sizes)} bytes of sizes and {len(payload)} payloads"
+            )
         total = int(np.frombuffer(lease.sizes, "<u4").sum(dtype=np.int64))
         if lease.slot < 0:
             jpeg = payload[1] if len(payload) > 1 else memoryview(b"")
