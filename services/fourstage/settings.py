@@ -143,8 +143,13 @@ class LoaderSettings(Section):
     """Stage 1."""
 
     address: str = "tcp://127.0.0.1:5555"
-    """Where the loader binds and everybody else connects: ``tcp://HOST:PORT``, ``ipc://PATH``, or
-    ``file:PATH``, a file that holds the present address and is read again on every reconnect."""
+    """Where the loader binds for augmenters, and what everybody is told: ``tcp://HOST:PORT``, ``ipc://PATH``, or
+    ``file:PATH``, a file that holds the present address and is read again on every reconnect. Beyond this machine only
+    with ``keys``."""
+
+    trainers: str = "auto"
+    """Where the loader binds for trainers, and these connect: ``auto`` is beside ``loader.address``, the next port or
+    ``PATH.trainers``; a file's second line."""
 
     threads: Annotated[int, Field(ge=1, le=256)] = 4
     """Threads that read from the store (preadv releases the interpreter)."""
@@ -268,7 +273,17 @@ class Settings(Section):
 
     on_corrupt: Literal["fail", "skip"] = "fail"
     """What a stored image that cannot be decoded does: ``fail`` ends the run with its name; ``skip`` leaves it out of
-    its batch, names it in the receipt, and charges the budget below."""
+    its batch, names it in the receipt, and charges the budget below. A run may go on with the other one."""
+
+    corrupt_count: Annotated[int, Field(ge=1, le=1_000_000)] = 100
+    """With ``on_corrupt = "skip"``: different samples that a run may leave out; one more ends it. A pass over the
+    validation split has the three limits for itself."""
+
+    corrupt_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.001
+    """The same: share of the samples of one epoch, at least one sample."""
+
+    corrupt_consecutive: Annotated[int, Field(ge=1, le=1_000_000)] = 8
+    """The same: samples one behind another in the order of the stream: so many at once are not the images' fault."""
 
     parallel: Literal["none", "columns", "data"] = "none"
     """How several trainers share a network: ``columns``, each half of the kernels (paper, section 3.2 and figure 2);
@@ -328,6 +343,8 @@ class Settings(Section):
             raise ValueError("decode = 'device' with parallel = 'columns': both columns train on batches made once")
         if self.decode == "device" and self.augmenter.batch_seconds > 0.0:
             raise ValueError("augmenter.batch_seconds slows augmenters down: with decode = 'device' there are none")
+        if self.on_corrupt == "fail":
+            _check_no_budget(self)
         _check_model(self.model)
         if self.parallel == "columns" and (self.model.name == "cifar" or self.model.columns == 1):
             raise ValueError("parallel = 'columns' needs a network with two: model.name = 'alexnet', model.columns = 2")
@@ -340,6 +357,14 @@ class Settings(Section):
 
 
 _ALEXNET_ONLY = ("dropout", "middle_std", "columns", "conv1_order", "map_norm", "sixth_layer", "without")
+
+
+def _check_no_budget(settings: Settings) -> None:
+    """ValueError for a limit of what is never left out."""
+    for name in ("corrupt_count", "corrupt_share", "corrupt_consecutive"):
+        value = getattr(settings, name)
+        if value != Settings.model_fields[name].default:
+            raise ValueError(f'{name} = {value!r} with on_corrupt = "fail": set on_corrupt = "skip", or leave it out')
 
 
 def _check_model(model: ModelSettings) -> None:

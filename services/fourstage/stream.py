@@ -24,9 +24,11 @@ from fourstage.loop.source import Source
 from fourstage.loop.tensors import StreamBatch, Unpack
 from fourstage.settings import Settings
 from fourstage.store import open_store
+from fourstage.trainer.budget import Budget
 from fourstage.trainer.finish import Finish
 from fourstage.trainer.inbox import FeedBatch
 from fourstage.views import Kind
+from fourstage.wire.addresses import AUTO
 from fourstage.wire.security import load
 
 __all__ = ["BatchStream", "StreamBatch"]
@@ -78,7 +80,9 @@ class BatchStream:
 
         store: a store's directory; or, for a running service, its loader's address (``tcp://HOST:PORT``,
         ``ipc://PATH``, ``file:PATH``), or another stream's ``address``
-        recipe, settings: a recipe's name or TOML file, and settings over it, for example ``{"augmenter.crop": 200}``
+        recipe, settings: a recipe's name or TOML file, and settings over it, for example ``{"augmenter.crop": 200}``,
+        or ``{"on_corrupt": "skip"}`` to leave out images that cannot be decoded, as many as ``corrupt_count``,
+        ``corrupt_share`` and ``corrupt_consecutive`` allow, of this rank's share
         batch_size: images of one batch over all ranks
         workers: augmenters to start, 8 unless given; not with a running service
         view: ``random`` crops and reflections (the central crop if the recipe says ``augment = false``), the
@@ -131,8 +135,12 @@ class BatchStream:
             stack.callback(self._service.close)
             # Processes of this stream's own speak through Unix sockets.
             security = load(resolved.keys, "trainer") if running else None
-            self._source = Source(self._service, spec, receiver=resolved.receiver, timeout=timeout, security=security)
+            trainers = resolved.loader.trainers if running else AUTO
+            self._source = Source(
+                self._service, spec, trainers=trainers, receiver=resolved.receiver, timeout=timeout, security=security
+            )
             stack.callback(self._source.close)
+            self._budget = self._budget_before = Budget.of(resolved, self._source.info.opened.samples)
             self._unpack = _unpack(self._source, resolved, device or "cpu", finish=finish, borrow=borrow)
             self._resources = stack.pop_all()
         self._finalizer = weakref.finalize(self, _collect, self._resources, self._pid)
@@ -157,6 +165,11 @@ class BatchStream:
     def classes(self) -> tuple[str, ...]:
         """The names that the labels count."""
         return self._source.info.opened.classes
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Keys of the samples that the batch in hand goes without, because they cannot be decoded."""
+        return tuple(sample.key for sample in self._in_hand.skipped) if self._in_hand else ()
 
     @property
     def address(self) -> str:
@@ -186,11 +199,13 @@ class BatchStream:
             return None
         batch = self._source.wait()
         try:
+            budget = self._budget.charged(batch.place, batch.skipped)
             tensors = self._unpack(batch)
         finally:
             if not self._borrow:
                 batch.release()
         self._source.next += 1
+        self._budget_before, self._budget = self._budget, budget
         self._in_hand = batch
         self._begun = True
         return tensors
@@ -198,13 +213,17 @@ class BatchStream:
     # The place in it
 
     def state_dict(self, *, again: bool = False) -> dict[str, Any]:
-        """Where the loop is: plain numbers and text, the same on every rank.
+        """Where the loop is: plain numbers and text, the same on every rank but for what this rank has left out.
 
         The batch in hand counts as used; with ``again`` it counts as unused, and is the first to come after
         ``load_state_dict``.
         """
-        seq = self._source.next - (again and self._in_hand is not None)
-        return states.save(self._source.spec, seq=seq, batches_per_epoch=len(self), identity=self._source.identity)
+        unused = again and self._in_hand is not None
+        budget = self._budget_before if unused else self._budget
+        return states.save(
+            self._source.spec, seq=self._source.next - unused, batches_per_epoch=len(self),
+            identity=self._source.identity, budget=budget.state(),
+        )  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state, also in the middle of an iteration: the iterator in use then ends with its epoch.
@@ -215,8 +234,10 @@ class BatchStream:
         seq, identity = states.restore(
             state, self._source.spec, batches_per_epoch=len(self), epochs=EPOCHS, identity=self._source.identity
         )
+        budget = self._budget.restored(state.get("budget", {}))
         self._let_go()
         self._source.seek(seq, identity)
+        self._budget = self._budget_before = budget
         self._begun = False
 
     # The end

@@ -11,16 +11,16 @@ from fourstage.store.index import index_bytes
 _CUT = 100
 
 
-def with_a_truncated_image(store: Path, number: int) -> str:
-    """Let a training image end a hundred bytes early, as the store's own index has it; its key."""
-    split = open_store(store).split("train")
-    records = np.array(split.records)
-    keys = split.keys(np.arange(len(records)))
+def with_a_truncated_image(store: Path, number: int, *, split: str = "train") -> str:
+    """Let an image end a hundred bytes early, as the store's own index has it; its key."""
+    opened = open_store(store).split(split)
+    records = np.array(opened.records)
+    keys = opened.keys(np.arange(len(records)))
     record = records[number]
     size = int(record["size"]) - _CUT
-    with split.shards[int(record["shard"])].open("rb") as shard:
+    with opened.shards[int(record["shard"])].open("rb") as shard:
         shard.seek(int(record["offset"]))
         jpeg = shard.read(size)
     records[number]["size"], records[number]["checksum"] = size, xxhash.xxh3_64_intdigest(jpeg)
-    (store / "train.index").write_bytes(index_bytes(records, keys))
+    (store / f"{split}.index").write_bytes(index_bytes(records, keys))
     return keys[number]

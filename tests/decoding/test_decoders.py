@@ -3,6 +3,7 @@
 No GPU is needed: nvImageCodec's place is taken by the host's decoder, or by its own decoder for CPUs.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -22,14 +23,14 @@ from fourstage.augmenter.decode import make_decoder
 from fourstage.augmenter.transform import identity
 from fourstage.decoding import DeviceDecoding, gpu
 from fourstage.decoding.gpu import GpuDecoder, gpu_identity
-from fourstage.decoding.host import HostDecoder
+from fourstage.decoding.host import HostDecoder, encoded_of
 from fourstage.errors import CheckpointError, CorruptSampleError, SettingsError
 from fourstage.order import Place
 from fourstage.process import StopFlag
 from fourstage.resolve import load_settings
 from fourstage.settings import MetricsSettings
 from fourstage.telemetry import Telemetry
-from fourstage.trainer.encoded import Encoded
+from fourstage.trainer.encoded import Encoded, decode
 from fourstage.trainer.inbox import FeedBatch
 from fourstage.trainer.intake import Intake
 from fourstage.trainer.layout import layout
@@ -99,8 +100,27 @@ def test_crops_and_reflections_are_the_same_on_either_device(rows: int, seed: in
     "damaged", [photograph(1)[:-40], b"no JPEG\xff\xd9", photograph(1, SIZE + 8)], ids=["early", "foreign", "size"]
 )
 def test_a_corrupt_image_is_named_by_its_key(decoder: GpuDecoder | HostDecoder, damaged: bytes) -> None:
+    batch = encoded_batch([photograph(0), damaged, photograph(2)])
     with pytest.raises(CorruptSampleError, match=r"^sample 'key-1' cannot be decoded: ."):
-        pixels_of(decoder, encoded_batch([photograph(0), damaged, photograph(2)]))
+        decode(decoder, batch, torch.empty((3, CROP, CROP, 3), dtype=torch.uint8), "fail")
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(rows=st.integers(0, 5), data=st.data())
+def test_what_cannot_be_decoded_is_left_out_in_the_same_way_on_either_device(rows: int, data: st.DataObject) -> None:
+    corrupt, skip = (data.draw(st.sets(st.integers(0, max(0, rows - 1)))) if rows else set() for _ in range(2))
+    whole = encoded_batch([photograph(row) for row in range(rows)])
+    expected = pixels_of(HostDecoder(make_decoder("auto")), whole)
+    there = [row for row in range(rows) if row not in corrupt | skip]
+    for decoder in (HostDecoder(make_decoder("auto")), GpuDecoder(on_the_host)):
+        batch = encoded_batch([photograph(row)[: -40 if row in corrupt else None] for row in range(rows)])
+        batch.encoded = dataclasses.replace(encoded_of(batch), skip=tuple(sorted(skip)))
+        out = torch.full((9, CROP, CROP, 3), 7, dtype=torch.uint8)
+        decode(decoder, batch, out, "skip")
+        np.testing.assert_array_equal(out[: len(there)].numpy(), expected[there])
+        assert (out[len(there) :] == 7).all()
+        assert batch.keys == tuple(whole.keys[row] for row in there)
+        assert [sample.row for sample in batch.skipped] == sorted(corrupt | skip)
 
 
 def test_a_gpu_never_has_the_identity_of_an_augmenter_even_where_the_golden_image_comes_out_alike() -> None:

@@ -36,10 +36,10 @@ def request(**changes: Any) -> Open:
     return Open(**(values | changes))
 
 
-def opened(end: int = PER_EPOCH * EPOCHS, samples: int = SAMPLES) -> Opened:
+def opened(end: int = PER_EPOCH * EPOCHS, samples: int = SAMPLES, size: int = SIZE) -> Opened:
     return Opened(
         stream=bytes(16), samples=samples, batches_per_epoch=-(-samples // BATCH), end=end,
-        largest_rows=min(BATCH, samples), size=SIZE, fingerprint="f", classes=("a", "b"), splits=("train",),
+        largest_rows=min(BATCH, samples), size=size, fingerprint="f", classes=("a", "b"), splits=("train",),
     )  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def deliver(inbox: Inbox, seq: int, worker: Worker | None = None, *, crop: int =
     pixels = random.bytes(rows * crop * crop * 3)
     draws = np.concatenate(
         (
-            random.integers(0, 99, (rows, 2), np.int32).view(np.uint8).reshape(-1),
+            random.integers(0, max(1, SIZE - crop + 1), (rows, 2), np.int32).view(np.uint8).reshape(-1),
             random.integers(0, 2, rows, np.uint8),
             random.random((rows, 3), np.float32).view(np.uint8).reshape(-1),
         )

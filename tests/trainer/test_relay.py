@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -225,7 +226,7 @@ def test_a_second_column_that_does_not_read_holds_nothing_up_for_ever(tmp_path: 
     crop = 600
     spec = request(view=View("random", crop))
     with pair(tmp_path, open_now=False, spec=spec) as ends:
-        ends.inbox.open(opened(end=1), mean())
+        ends.inbox.open(opened(end=1, size=crop), np.zeros((crop, crop, 3), np.float32))
         ends.first.opened(10.0)
         ends.second.opened(10.0)
         pixels = deliver(ends.inbox, 0, crop=crop)

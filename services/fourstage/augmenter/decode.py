@@ -90,6 +90,10 @@ def _turbojpeg() -> Decoder:
             with warnings.catch_warnings():
                 # PyTurboJPEG 1.8 only warns of a truncated image and returns it partly grey.
                 warnings.simplefilter("error", UserWarning)
+                width, height, *_ = library.decode_header(jpeg)
+                if (height, width) != pixels.shape[:2]:
+                    # It would make an array of whatever size the image says.
+                    raise CorruptSampleError(f"image of {width}x{height}, not {len(pixels)}x{len(pixels)}")
                 decoded = library.decode(jpeg, turbojpeg.TJPF_RGB, flags=turbojpeg.TJFLAG_STOPONWARNING, dst=pixels)
         except (OSError, ValueError, UserWarning) as error:
             raise CorruptSampleError(str(error)) from error

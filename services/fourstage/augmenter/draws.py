@@ -34,6 +34,10 @@ class Draws:
     reflections: NDArray[np.bool_]
     shifts: NDArray[np.float32]
 
+    def rows(self, rows: slice) -> "Draws":
+        """Those of some of the rows."""
+        return Draws(self.offsets[rows], self.reflections[rows], self.shifts[rows])
+
 
 @cache
 def normal_quantiles() -> NDArray[np.float32]:

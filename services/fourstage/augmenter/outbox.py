@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 import fourstage
 from fourstage.arena import Arena, slot_bytes_for
 from fourstage.augmenter.draws import Draws
-from fourstage.errors import PeerError, SettingsError
+from fourstage.errors import FourstageError, PeerError, SettingsError
 from fourstage.wire import side
 from fourstage.wire.messages import PROTOCOL, Batch, Hello, Holds, Lease, Refused, Stream, Times, Welcome, Who
 from fourstage.wire.security import Security
@@ -46,6 +47,7 @@ class Work:
 class _Finished:
     work: Work
     draws: bytes
+    skipped: tuple[int, ...]
     number: int
     times: Times
     """All but ``sent``."""
@@ -66,8 +68,13 @@ class Outbox:
         memory: int,
         waiter: Waiter,
         security: Security | None = None,
+        on_fault: Callable[[], object] = lambda: None,
     ) -> None:
-        """Make the arena and hand it over. Raises SettingsError where ``memory`` takes not one slot."""
+        """Dial the trainer, make the arena and hand it over.
+
+        on_fault: called for every message of the trainer that is none. Raises SettingsError where ``memory`` takes not
+        one slot, or the trainer's address is none.
+        """
         self.spec = spec
         self._image_bytes = 3 * spec.view.crop * spec.view.crop
         slot_bytes = slot_bytes_for(spec.largest_rows * self._image_bytes)
@@ -81,7 +88,15 @@ class Outbox:
         self._name = name
         self._identity = identity
         self._waiter = waiter
-        self.arena = Arena.create(count, slot_bytes)
+        self._on_fault = on_fault
+        self._socket = Dialled(
+            spec.receiver, role="augmenter", server="trainer", server_key=spec.receiver_key, security=security
+        )
+        try:
+            self.arena = Arena.create(count, slot_bytes)
+        except FourstageError:
+            self._socket.close(linger=False)
+            raise
         self._free = list(range(count))
         self.leased: list[Work] = []
         self._finished: dict[int, _Finished] = {}
@@ -90,10 +105,12 @@ class Outbox:
         self._welcomed = False
         self._greeted_at = float("-inf")
         self._patience = _RESEND_SECONDS
+        self._heard_at = float("-inf")
+        self._silence = float("inf")
+        """Seconds without a word after which the trainer, whose heartbeats come, is not connected any more."""
         self._settled_at = 0.0
         """When the trainer last had acknowledged everything."""
         self._side = self._hand_over() if spec.transport == "arena" else None
-        self._socket = Dialled(spec.receiver, server="trainer", security=security)
         waiter.add(self._socket)
 
     @property
@@ -102,11 +119,10 @@ class Outbox:
         return self.spec.stream, len(self._free), self.arena.slots
 
     @property
-    def held(self) -> list[tuple[bytes, int]]:
+    def held(self) -> list[tuple[bytes, int, bytes]]:
         """Leases that this worker answers for: waiting, in work, or finished and not acknowledged."""
-        waiting = [work.lease.seq for work in self.leased]
-        unheard = [seq for seq, done in self._finished.items() if not 0 < done.number <= self._acknowledged]
-        return [(self.spec.stream, seq) for seq in (*waiting, *unheard)]
+        unheard = [done.work for done in self._finished.values() if not 0 < done.number <= self._acknowledged]
+        return [(self.spec.stream, work.lease.seq, work.lease.code) for work in (*self.leased, *unheard)]
 
     def accept(self, lease: Lease, samples: Payload, jpeg: memoryview, now: float) -> bool:
         """Take a lease on; False where it has no slot, or is already here."""
@@ -125,8 +141,11 @@ class Outbox:
         view = self.arena.slot(work.slot, work.lease.rows * self._image_bytes)
         return np.frombuffer(view, np.uint8).reshape(work.lease.rows, crop, crop, 3)
 
-    def finish(self, work: Work, draws: Draws, *, made_from: float, now: float, clock_offset: float) -> None:
-        """The slot is filled: tell the trainer. clock_offset: what to add to our clock for the loader's."""
+    def finish(
+        self, work: Work, draws: Draws, skipped: tuple[int, ...], *, made_from: float, now: float, clock_offset: float
+    ) -> None:
+        """The slot is filled: tell the trainer. draws: of all rows; skipped: those without pixels. clock_offset: what
+        to add to our clock for the loader's."""
         self.leased.remove(work)
         packed = b"".join(
             (
@@ -139,7 +158,7 @@ class Outbox:
             self._settled_at = now
         received, began, ended = (max(0.0, moment + clock_offset) for moment in (work.received, made_from, now))
         times = dataclasses.replace(work.lease.times, received=received, made_from=began, made_to=ended)
-        self._finished[work.lease.seq] = _Finished(work, packed, 0, times, clock_offset)
+        self._finished[work.lease.seq] = _Finished(work, packed, skipped, 0, times, clock_offset)
         self._tell(self._finished[work.lease.seq])
 
     def abandon(self, work: Work) -> None:
@@ -153,9 +172,14 @@ class Outbox:
         freed = False
         while (arrival := self._socket.receive()) is not None:
             message = arrival[0]
-            if isinstance(message, Holds) and message.session == self._session:
+            if isinstance(message, PeerError):
+                self._on_fault()
+                log.warning("dropped a message of the trainer: %s", message)
+            elif isinstance(message, Holds) and message.session == self._session:
+                self._heard_at = now
                 freed |= self._on_holds(message, now)
             elif isinstance(message, Welcome) and message.session == self._session:
+                self._heard_at, self._silence = now, message.silence_seconds
                 self._welcomed = True
                 for finished in self._finished.values():
                     self._tell(finished)
@@ -166,6 +190,8 @@ class Outbox:
                 log.warning("the trainer refused this worker: %s", message.reason)
         untold = any(finished.number == 0 for finished in self._finished.values())
         unheard = (untold or self._acknowledged < self._sent) and now - self._settled_at > self._patience
+        # ZeroMQ reconnects silently: whoever has nothing to say is not known there any more, and not told either.
+        unheard |= bool(self._finished) and now - self._heard_at > max(self._silence, self._patience)
         if (not self._welcomed or unheard) and now - self._greeted_at > _RESEND_SECONDS / 4:
             if unheard and self._welcomed:
                 self._patience = min(_LONGEST_RESEND_SECONDS, 2.0 * self._patience)
@@ -202,7 +228,8 @@ class Outbox:
         inline = self._side is None
         payload: list[bytes | memoryview] = [finished.work.samples, finished.draws]
         if inline:
-            payload.append(self.arena.slot(finished.work.slot, lease.rows * self._image_bytes))
+            made = lease.rows - len(finished.skipped)
+            payload.append(self.arena.slot(finished.work.slot, made * self._image_bytes))
         message = Batch(
             stream=lease.stream,
             seq=lease.seq,
@@ -212,6 +239,7 @@ class Outbox:
             rows=lease.rows,
             identity=self._identity,
             code=lease.code,
+            skipped=finished.skipped,
             times=dataclasses.replace(finished.times, sent=max(0.0, time.monotonic() + finished.clock_offset)),
         )
         if self._socket.send(message, payload):

@@ -3,22 +3,24 @@
 One process, one core, one thread. It holds no state that matters: kill it at any moment.
 """
 
+import contextlib
 import logging
 import time
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from fourstage.augmenter.decode import make_decoder
-from fourstage.augmenter.draws import Draws, draw
+from fourstage.augmenter.draws import draw
 from fourstage.augmenter.outbox import Outbox, Work
-from fourstage.augmenter.transform import CorruptRowError, identity, scratch_for, transform
-from fourstage.errors import PeerError, SettingsError
+from fourstage.augmenter.transform import identity, scratch_for, transform_decodable
+from fourstage.errors import CorruptSampleError, PeerError, SettingsError
 from fourstage.process import StopFlag
 from fourstage.settings import AugmenterSettings
 from fourstage.telemetry import Telemetry
 from fourstage.wire.link import LoaderLink
-from fourstage.wire.messages import Beat, Failed, Gone, Lease, Message, Stream, Welcome
+from fourstage.wire.messages import Beat, Failed, Gone, Lease, Message, Stream, Tried, Welcome
 from fourstage.wire.security import Security
 from fourstage.wire.sockets import Payload, Waiter
 from fourstage.wire.sources import JpegSources
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 _ROWS_BETWEEN_TURNS = 64
 """Images made between two looks at the sockets: some 20 ms, well within any heartbeat."""
 _IDLE_SECONDS = 0.1
+_MOST_STREAMS = 256
+"""Each has an arena and a connection."""
 
 
 class AugmenterService:
@@ -54,12 +58,14 @@ class AugmenterService:
         self._security = security
         self._waiter = Waiter()
         self._waiter.add(stop.reader)
+        self._faults = telemetry.counter("fourstage_peer_errors_total")
         self._link = LoaderLink(
-            address, role="augmenter", name=name, waiter=self._waiter, identity=self._identity, security=security
-        )
+            address, role="augmenter", name=name, waiter=self._waiter, identity=self._identity, security=security,
+            on_fault=self._faults.inc,
+        )  # fmt: skip
         self._outboxes: dict[bytes, Outbox] = {}
         self._sources = JpegSources()
-        self._scratch: dict[int, np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = {}
+        self._scratch: dict[int, NDArray[np.uint8]] = {}
         self._seen = 0
         self._next_beat = 0.0
         self._changed = False
@@ -72,7 +78,7 @@ class AugmenterService:
             self._turn()
             work = self._next()
             if work is not None:
-                self._make(*work)
+                (self._make if work[1].lease.trial == (0, 0) else self._try)(*work)
                 mark = time.monotonic()
                 continue
             self._waiter.wait(min(_IDLE_SECONDS, self._link.patience))
@@ -134,6 +140,7 @@ class AugmenterService:
             case Gone():
                 self._drop(message.stream)
             case _:
+                self._faults.inc()
                 log.warning("the loader sent %s, which is not for it to send", type(message).__name__)
 
     def _on_stream(self, spec: Stream) -> None:
@@ -142,6 +149,15 @@ class AugmenterService:
         if spec.stream in self._outboxes:
             return
         try:
+            if spec.view.crop > spec.size:
+                raise SettingsError(f"a crop of {spec.view.crop} of images of {spec.size}x{spec.size}")
+            if (image := 3 * spec.size * spec.size) > (memory := self._settings.memory):
+                raise SettingsError(
+                    f"augmenter.memory = {memory} is too small for one image of {image} bytes",
+                    hint="raise it or lower batch_size",
+                )
+            if len(self._outboxes) >= _MOST_STREAMS:
+                raise SettingsError(f"this worker serves {_MOST_STREAMS} streams, and has as many")
             self._outboxes[spec.stream] = Outbox(
                 spec,
                 peer=self._link.peer,
@@ -151,6 +167,7 @@ class AugmenterService:
                 memory=self._settings.memory,
                 waiter=self._waiter,
                 security=self._security,
+                on_fault=self._faults.inc,
             )
         except SettingsError as error:
             log.error("cannot serve a stream: %s", error)
@@ -160,14 +177,14 @@ class AugmenterService:
         if lease.session != self._link.session:
             return
         self._seen = max(self._seen, lease.number)
-        outbox = self._outboxes.get(lease.stream)
-        sizes = np.frombuffer(lease.sizes, "<u4")
-        if outbox is None or len(sizes) != lease.rows or lease.rows > outbox.spec.largest_rows:
+        if (outbox := self._outboxes.get(lease.stream)) is None:
             return
         try:
+            if lease.rows > outbox.spec.largest_rows or not lease.trial[0] <= lease.trial[1] <= lease.rows:
+                raise PeerError(f"{lease.rows} rows and a trial of {lease.trial}")
             jpeg = self._sources.jpeg(lease, payload)
         except PeerError as error:
-            self._telemetry.counter("fourstage_peer_errors_total").inc()
+            self._faults.inc()
             log.warning("dropped a lease of the loader: %s", error)
             return
         outbox.accept(lease, payload[0], jpeg, now)
@@ -192,32 +209,52 @@ class AugmenterService:
         ends = np.cumsum(np.frombuffer(lease.sizes, "<u4"), dtype=np.int64).tolist()
         images = [work.jpeg[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)] if ends else []
         pixels = outbox.pixels(work)
-        if spec.size not in self._scratch:
-            self._scratch[spec.size] = scratch_for(spec.size)
-        scratch = self._scratch[spec.size]
-        for row in range(0, lease.rows, _ROWS_BETWEEN_TURNS):
-            rows = slice(row, row + _ROWS_BETWEEN_TURNS)
-            part = Draws(draws.offsets[rows], draws.reflections[rows], draws.shifts[rows])
-            try:
-                transform(images[rows], part, self._decode, scratch=scratch, out=pixels[rows])
-            except CorruptRowError as error:
-                log.error("batch %d row %d: %s", lease.seq, row + error.row, error)
-                self._link.send(
-                    Failed(stream=lease.stream, seq=lease.seq, row=row + error.row, reason=str(error)[:1024])
-                )
-                outbox.abandon(work)
-                return
+        scratch = self._scratch_of(spec.size)
+        skipped: list[int] = []
+        for first in range(0, lease.rows, _ROWS_BETWEEN_TURNS):
+            rows = slice(first, first + _ROWS_BETWEEN_TURNS)
+            left_out = transform_decodable(
+                images[rows], draws.rows(rows), self._decode, scratch=scratch, out=pixels[first - len(skipped) :],
+                skip=[row - first for row in lease.skip if rows.start <= row < rows.stop],
+            )  # fmt: skip
+            # Whoever has lost its lease may find other bytes here, and leave out what is whole. The loader fills a slot
+            # anew only once the batch has arrived at the trainer, which drops this worker's as a second copy.
+            for row, why in left_out.items():
+                log.error("batch %d row %d: %s", lease.seq, first + row, why)
+                if spec.on_corrupt == "fail":
+                    failed = Failed(stream=lease.stream, seq=lease.seq, row=first + row, reason=why[:1024])
+                    self._link.send(failed)
+                    outbox.abandon(work)
+                    return
+                skipped.append(first + row)
             self._turn()
-            if lease.stream not in self._outboxes:
+            if self._outboxes.get(lease.stream) is not outbox:
                 return
         while (left := began + self._settings.batch_seconds - time.monotonic()) > 0 and not self._stop:
             self._waiter.wait(min(left, _IDLE_SECONDS))
             self._turn()
-        if lease.stream not in self._outboxes:
+        if self._outboxes.get(lease.stream) is not outbox:
             return
         now = time.monotonic()
-        self._meter.done(now - began, items=lease.rows, size=pixels.nbytes)
-        outbox.finish(work, draws, made_from=began, now=now, clock_offset=self._link.clock_offset)
+        made = pixels[: lease.rows - len(skipped)]
+        self._meter.done(now - began, items=len(made), size=made.nbytes)
+        outbox.finish(work, draws, tuple(skipped), made_from=began, now=now, clock_offset=self._link.clock_offset)
+
+    def _scratch_of(self, size: int) -> NDArray[np.uint8]:
+        if size not in self._scratch:
+            self._scratch[size] = scratch_for(size)
+        return self._scratch[size]
+
+    def _try(self, outbox: Outbox, work: Work) -> None:
+        """Decode the rows of a trial, for nothing: whether they kill this process is all that it is for."""
+        lease, size = work.lease, outbox.spec.size
+        ends = np.cumsum(np.frombuffer(lease.sizes, "<u4"), dtype=np.int64).tolist()
+        for row in sorted({*range(*lease.trial)} - {*lease.skip}):
+            with contextlib.suppress(CorruptSampleError):
+                self._decode(work.jpeg[ends[row - 1] if row else 0 : ends[row]], self._scratch_of(size))
+        outbox.abandon(work)
+        self._link.send(Tried(stream=lease.stream, seq=lease.seq, trial=lease.trial))
+        self._changed = True
 
     def _drop(self, uuid: bytes) -> None:
         if outbox := self._outboxes.pop(uuid, None):

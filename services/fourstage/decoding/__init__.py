@@ -67,6 +67,7 @@ class DeviceDecoding:
             allocate=self._allocate,
             waiter=waiter,
             telemetry=self._telemetry,
+            trainers=settings.loader.trainers,
             security=load(settings.keys, "trainer"),
         )
 

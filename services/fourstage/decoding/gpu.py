@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from fourstage.augmenter.transform import identity
-from fourstage.decoding.host import corrupt, encoded_of
+from fourstage.augmenter.transform import UNTRIED, identity
+from fourstage.decoding.host import encoded_of
 from fourstage.errors import CorruptSampleError, SettingsError
 from fourstage.trainer.inbox import FeedBatch
 
@@ -33,23 +33,29 @@ class GpuDecoder:
         """decode: as ``nvimagecodec`` makes it for the device of the batches."""
         self._decode = decode
 
-    def __call__(self, batch: FeedBatch, out: Tensor) -> None:
+    def __call__(self, batch: FeedBatch, out: Tensor) -> dict[int, str]:
         """As ``PixelDecoder``; the batch's bytes must stay until the stream has come this far."""
         encoded = encoded_of(batch)
         images = encoded.images()
+        left_out = dict.fromkeys(encoded.skip, UNTRIED)
         for row, image in enumerate(images):
             # nvJPEG may decode a file that ends early as far as it goes.
-            if tuple(image[-2:]) != _END:
-                raise corrupt(batch, row, "it ends early")
-        crop = out.shape[1]
-        places = zip(batch.offsets.tolist(), batch.reflections.tolist(), strict=True)
-        for row, (decoded, ((top, left), reflected)) in enumerate(zip(self._decode(images), places, strict=True)):
+            if row not in left_out and tuple(image[-2:]) != _END:
+                left_out[row] = "it ends early"
+        rows = [row for row in range(len(images)) if row not in left_out]
+        crop, shape, made = out.shape[1], (encoded.size, encoded.size, 3), 0
+        places, reflections = batch.offsets.tolist(), batch.reflections.tolist()
+        for row, decoded in zip(rows, self._decode([images[row] for row in rows]), strict=True):
             if decoded is None:
-                raise corrupt(batch, row, "nvImageCodec does not take it")
-            if tuple(decoded.shape) != (encoded.size, encoded.size, 3):
-                raise corrupt(batch, row, f"image of {tuple(decoded.shape)}, not {(encoded.size, encoded.size, 3)}")
-            window = decoded[top : top + crop, left : left + crop]
-            out[row].copy_(window.flip(1) if reflected else window, non_blocking=True)
+                left_out[row] = "nvImageCodec does not take it"
+            elif tuple(decoded.shape) != shape:
+                left_out[row] = f"image of {tuple(decoded.shape)}, not {shape}"
+            else:
+                top, left = places[row]
+                window = decoded[top : top + crop, left : left + crop]
+                out[made].copy_(window.flip(1) if reflections[row] else window, non_blocking=True)
+                made += 1
+        return dict(sorted(left_out.items()))
 
 
 def gpu_identity(decode: DecodeImages) -> bytes:

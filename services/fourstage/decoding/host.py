@@ -7,8 +7,8 @@ from torch import Tensor
 
 from fourstage.augmenter.decode import Decoder
 from fourstage.augmenter.draws import Draws
-from fourstage.augmenter.transform import CorruptRowError, scratch_for, transform
-from fourstage.errors import CorruptSampleError, PeerError
+from fourstage.augmenter.transform import scratch_for, transform_decodable
+from fourstage.errors import PeerError
 from fourstage.trainer.encoded import Encoded
 from fourstage.trainer.inbox import FeedBatch
 
@@ -22,17 +22,16 @@ class HostDecoder:
         self._decode = decode
         self._scratch: NDArray[np.uint8] = np.empty((0, 0, 3), np.uint8)
 
-    def __call__(self, batch: FeedBatch, out: Tensor) -> None:
+    def __call__(self, batch: FeedBatch, out: Tensor) -> dict[int, str]:
         """As ``PixelDecoder``; out: on the CPU."""
         encoded = encoded_of(batch)
         if len(self._scratch) != encoded.size:
             self._scratch = scratch_for(encoded.size)
         draws = Draws(batch.offsets, batch.reflections, batch.shifts)
         images = [image.data for image in encoded.images()]
-        try:
-            transform(images, draws, self._decode, scratch=self._scratch, out=out.numpy())
-        except CorruptRowError as error:
-            raise corrupt(batch, error.row, str(error)) from error
+        return transform_decodable(
+            images, draws, self._decode, scratch=self._scratch, out=out.numpy(), skip=encoded.skip
+        )
 
 
 def encoded_of(batch: FeedBatch) -> Encoded:
@@ -40,8 +39,3 @@ def encoded_of(batch: FeedBatch) -> Encoded:
     if batch.encoded is None:
         raise PeerError(f"batch {batch.seq} came with pixels to a trainer that decodes")
     return batch.encoded
-
-
-def corrupt(batch: FeedBatch, row: int, reason: str) -> CorruptSampleError:
-    """In the loader's words for what an augmenter could not decode."""
-    return CorruptSampleError(f"sample {batch.keys[row]!r} cannot be decoded: {reason}")

@@ -74,9 +74,12 @@ class JpegTaker:
         allocate: Allocate,
         waiter: Waiter,
         telemetry: Telemetry,
+        trainers: str,
         security: Security | None,
     ) -> None:
-        """slots: batches of one stream that may lie here, besides one for its head. memory: bytes that they may take.
+        """address, trainers: the settings ``loader.address`` and ``loader.trainers``.
+
+        slots: batches of one stream that may lie here, besides one for its head. memory: bytes that they may take.
 
         allocate: makes their memory
         """
@@ -87,7 +90,15 @@ class JpegTaker:
         self._allocate = allocate
         self._telemetry = telemetry
         self._link = LoaderLink(
-            address, role="augmenter", name=name, waiter=waiter, identity=identity, security=security
+            address,
+            role="augmenter",
+            process="trainer",
+            trainers=trainers,
+            name=name,
+            waiter=waiter,
+            identity=identity,
+            security=security,
+            on_fault=telemetry.counter("fourstage_peer_errors_total").inc,
         )
         self._sources = JpegSources()
         self._rings: dict[bytes, _Ring] = {}
@@ -140,7 +151,7 @@ class JpegTaker:
             case Gone():
                 self._drop(message.stream)
             case _:
-                log.warning("the loader sent %s, which is not for it to send", type(message).__name__)
+                self._fault(PeerError(f"it sent {type(message).__name__}, which is not for it to send"))
 
     def _on_stream(self, spec: Stream, inboxes: Mapping[bytes, Inbox]) -> None:
         self._sources.attach(spec)
@@ -211,7 +222,7 @@ class JpegTaker:
         # What is checked of it is what would be checked of an augmenter's.
         header = Batch(
             stream=lease.stream, seq=lease.seq, session=0, number=0, slot=-1, rows=lease.rows, identity=self._identity,
-            code=lease.code,
+            code=lease.code, skipped=lease.skip,
         )  # fmt: skip
         indices, labels = inbox.check(header, samples)
         draws = draw(
@@ -243,7 +254,7 @@ class JpegTaker:
             source=self.peer,
             _release=release,
             passage=passage(self._name, times),
-            encoded=Encoded(ring.slots[taken.slot][: taken.size], sizes, spec.size),
+            encoded=Encoded(ring.slots[taken.slot][: taken.size], sizes, spec.size, lease.skip),
         )
 
     def _beat(self, now: float) -> None:
@@ -251,7 +262,11 @@ class JpegTaker:
         sent = self._link.send(
             Beat(
                 seen=self._seen,
-                held=tuple((uuid, taken.lease.seq) for uuid, ring in self._rings.items() for taken in ring.taken),
+                held=tuple(
+                    (uuid, taken.lease.seq, taken.lease.code)
+                    for uuid, ring in self._rings.items()
+                    for taken in ring.taken
+                ),
                 slots=tuple((uuid, len(ring.free), len(ring.slots)) for uuid, ring in self._rings.items()),
                 usage=self._usage,
             )
@@ -274,7 +289,7 @@ class JpegTaker:
 
     def _fault(self, error: PeerError) -> None:
         self._telemetry.counter("fourstage_peer_errors_total").inc()
-        log.warning("dropped a lease of the loader: %s", error)
+        log.warning("dropped a message of the loader: %s", error)
 
     def _drop(self, uuid: bytes) -> None:
         self._rings.pop(uuid, None)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fourstage.errors import CheckpointError, FourstageError
+from fourstage.errors import CheckpointError, CorruptSampleError, FourstageError
 from fourstage.evaluation.counts import Predictions
 from fourstage.evaluation.predict import Predictor, log_mean
 from fourstage.evaluation.trained import Trained
@@ -22,6 +22,7 @@ from fourstage.trainer.evaluate import ErrorRates, Errors
 log = logging.getLogger(__name__)
 
 _TOP = 5
+_POLICY = ("on_corrupt", "corrupt_count", "corrupt_share", "corrupt_consecutive")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ class Evaluation:
     """Of the mean of all runs' probabilities (paper, section 6)."""
     predictions: Predictions
     """Theirs too."""
+    corrupt: tuple[str, ...] = ()
+    """Keys of the samples that cannot be decoded, of which nothing is said; the rates are those of the others."""
 
 
 def evaluate(
@@ -61,7 +64,8 @@ def evaluate(
     """Test one run or more, all on one device, on every sample of a split, in its order.
 
     views: 1 or 10, see ``cuts``. augmenters: processes that decode while the networks compute; they change nothing
-    but the time. The mean image is that of the store's training split.
+    but the time. The mean image is that of the store's training split. What cannot be decoded is left out where the
+    first run's settings say so, as many as they allow.
 
     Raises SettingsError for views that cannot be cut, StoreError for a store or split that cannot be opened,
     CheckpointError for a run of other classes, FourstageError where a network answers with what is no number.
@@ -74,6 +78,7 @@ def evaluate(
     errors = [Errors(classes, device) for _ in runs]
     together = Errors(classes, device)
     keys: list[str] = []
+    corrupt: list[str] = []
     labels: list[Tensor] = []
     best: list[tuple[Tensor, Tensor]] = []
     settings = runs[0].settings
@@ -86,9 +91,13 @@ def evaluate(
         view="full",
         remainder="keep",
         device=device,
+        settings={name: getattr(settings, name) for name in _POLICY},
     ) as stream:
         progress(Progress(done=0, total=total, bytes=0, left_out=0))
         for batch in stream:
+            corrupt += stream.skipped
+            if not batch["keys"]:
+                continue
             said = [predictor(batch["images"]) for predictor in predictors]
             for counted, logs in zip(errors, said, strict=True):
                 counted.add(logs, batch["labels"])
@@ -99,7 +108,9 @@ def evaluate(
             keys += batch["keys"]
             labels.append(batch["labels"])
             best.append((order[:, :_TOP], logs[:, :_TOP].exp()))
-            progress(Progress(done=len(keys), total=total, bytes=0, left_out=0))
+            progress(Progress(done=len(keys), total=total, bytes=0, left_out=len(corrupt)))
+    if not keys:
+        raise CorruptSampleError(f"no image of the split {split!r} of {store_path} can be decoded")
     results = tuple(
         RunResult(run, same, _finite(counted, str(run.run_dir)))
         for run, same, counted in zip(runs, same_store, errors, strict=True)
@@ -110,7 +121,7 @@ def evaluate(
         classes=torch.cat([order for order, _ in best]).cpu().numpy(),
         probabilities=torch.cat([shares for _, shares in best]).cpu().numpy(),
     )
-    return Evaluation(store, split, views, results, _finite(together, "all runs together"), predictions)
+    return Evaluation(store, split, views, results, _finite(together, "all runs together"), predictions, tuple(corrupt))
 
 
 def _check_classes(run: Trained, store: Store) -> bool:

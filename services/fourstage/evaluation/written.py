@@ -57,6 +57,7 @@ def document(evaluation: Evaluation) -> dict[str, Any]:
         "classes": len(evaluation.store.classes),
         "intervals": "Wilson, 95 %",
         **_rates(evaluation.rates),
+        "corrupt": list(evaluation.corrupt),
         "runs": [
             {
                 "run_dir": str(run.trained.run_dir),
@@ -74,7 +75,10 @@ def document(evaluation: Evaluation) -> dict[str, Any]:
 def table(evaluation: Evaluation) -> Table:
     """Errors of each run, and of their mean where there are several, as the paper's tables have them."""
     views = "one view" if evaluation.views == 1 else f"{evaluation.views} views"
-    title = f"{escape(evaluation.split)}: {evaluation.rates.samples:,} images, {views}; 95 % intervals (Wilson)"
+    images = f"{evaluation.rates.samples:,} images"
+    if count := len(evaluation.corrupt):
+        images += f" ({count} more cannot be decoded: {EVALUATION} names them)"
+    title = f"{escape(evaluation.split)}: {images}, {views}; 95 % intervals (Wilson)"
     shown = Table(title=title, title_justify="left")
     shown.add_column("run", overflow="fold")
     for column in ("step", "top-1 error", "top-5 error", "loss"):

@@ -13,8 +13,8 @@ EPOCHS = 1 << 20
 """So many that no loop comes to their end, and few enough that every batch has a number."""
 _NAMES = (
     "augment", "augmenter.crop", "batch_size", "colour_divide", "colour_epochs", "colour_scale", "colour_std",
-    "crop_chunk", "crop_positions", "keys", "mean_place", "preset", "receiver", "remainder", "seed", "sockets",
-    "subtract", "transport", "window",
+    "corrupt_consecutive", "corrupt_count", "corrupt_share", "crop_chunk", "crop_positions", "keys", "loader.trainers",
+    "mean_place", "on_corrupt", "preset", "receiver", "remainder", "seed", "sockets", "subtract", "transport", "window",
 )  # fmt: skip
 """What a stream takes from the settings; those of the processes are for whoever starts them."""
 _SECTIONS = ("augmenter.", "loader.", "metrics.")
@@ -28,8 +28,8 @@ def resolve(
     Raises SettingsError for a value that is not accepted and for a setting that would have no effect.
     """
     for name in single:
-        of_processes = name.startswith(_SECTIONS) and name != "loader.address"
-        alone = name == "keys" and starts_processes
+        of_processes = name.startswith(_SECTIONS) and name not in ("loader.address", "loader.trainers")
+        alone = name in ("keys", "loader.trainers") and starts_processes
         if (name in _NAMES and not alone) or (of_processes and starts_processes):
             continue
         where = (

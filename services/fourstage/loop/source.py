@@ -8,6 +8,7 @@ from fourstage.errors import FourstageError, PeerLostError
 from fourstage.trainer.feed import Feed
 from fourstage.trainer.inbox import FeedBatch, Inbox, StreamInfo
 from fourstage.views import View
+from fourstage.wire.addresses import AUTO
 from fourstage.wire.messages import Open
 from fourstage.wire.security import Security
 
@@ -18,10 +19,12 @@ class Source:
     """A feed of its own with one stream, which ``seek`` opens anew at another batch."""
 
     def __init__(
-        self, service: Service, spec: Open, *, receiver: str, timeout: float, security: Security | None = None
-    ) -> None:
+        self, service: Service, spec: Open, *, trainers: str = AUTO, receiver: str, timeout: float,
+        security: Security | None = None,
+    ) -> None:  # fmt: skip
         """Open the stream and wait for the loader's answer.
 
+        trainers: the service's address for trainers
         spec: a full view's crop is set here to the width of the store's images
         timeout: seconds without the loader, or without any augmenter, after which an error says so
 
@@ -34,6 +37,7 @@ class Source:
         self._closed = False
         self._feed = Feed(
             service.address,
+            trainers=trainers,
             name=f"stream-{spec.rank}",
             sockets=service.folder,
             receiver=receiver,

@@ -20,10 +20,11 @@ def pinned(spec: Open) -> dict[str, int | float | str | bool]:
     }  # fmt: skip
 
 
-def save(spec: Open, *, seq: int, batches_per_epoch: int, identity: bytes) -> dict[str, Any]:
-    """The state of a loop that has used every batch before ``seq``."""
+def save(spec: Open, *, seq: int, batches_per_epoch: int, identity: bytes, budget: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a loop that has used every batch before ``seq``. budget: what these were charged."""
     epoch, batch = divmod(seq, batches_per_epoch)
-    return {"version": VERSION, "epoch": epoch, "batch": batch, "identity": identity.hex(), **pinned(spec)}
+    place = {"version": VERSION, "epoch": epoch, "batch": batch, "identity": identity.hex(), "budget": dict(budget)}
+    return place | pinned(spec)
 
 
 def restore(

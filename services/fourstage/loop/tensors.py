@@ -14,6 +14,8 @@ from fourstage.trainer.inbox import FeedBatch
 class StreamBatch(TypedDict):
     """One batch of a ``BatchStream``.
 
+    Where samples were left out (``on_corrupt = "skip"``), ``rows`` are those that are there; there may be none.
+
     images: uint8 (rows, crop, crop, 3), or, finished, float32 (rows, 3, crop, crop) channels_last; on the stream's
     device
     labels: int64 (rows,), class numbers; on the stream's device
@@ -39,11 +41,16 @@ class Unpack:
     def __call__(self, batch: FeedBatch) -> StreamBatch:
         """The tensors of a batch that holds its slot."""
         place = batch.place
+        positions = torch.arange(place.first, place.first + place.rows)
+        if batch.skipped:
+            there = torch.ones(place.rows, dtype=torch.bool)
+            there[[sample.row for sample in batch.skipped]] = False
+            positions = positions[there]
         return StreamBatch(
             images=self._images(batch),
             labels=self._on_device(torch.from_numpy(batch.labels.astype(np.int64))),
             keys=list(batch.keys),
-            positions=torch.arange(place.first, place.first + place.rows),
+            positions=positions,
         )
 
     def _images(self, batch: FeedBatch) -> Tensor:

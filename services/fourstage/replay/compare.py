@@ -11,7 +11,7 @@ from fourstage import rundir
 from fourstage.errors import FourstageError, SettingsError
 from fourstage.replay.recorded import BATCH_SETTINGS, LENGTH_SETTINGS, Recorded, Step
 from fourstage.replay.remake import Remade, Remaker, digest_of
-from fourstage.trainer.receipt import short_digests
+from fourstage.trainer.receipt import SKIPPED, short_digests
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,8 @@ class Sample:
     reflected: bool
     shift: tuple[float, float, float]
     """Red, green, blue."""
+    left_out: str = ""
+    """Why it cannot be decoded, where its batch goes without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class Difference:
 
     step: int
     what: tuple[str, ...]
-    """Of ``batch size``, ``epoch``, ``order``, ``labels``, ``draws``, ``pixels``; empty: not known."""
+    """Of ``batch size``, ``epoch``, ``order``, ``labels``, ``draws``, ``left out``, ``pixels``; empty: not known."""
     row: int | None
     """Of the batch, from 0; None: the sample cannot be named."""
     position: int | None
@@ -101,6 +103,12 @@ class _Again:
     def rows(self) -> int | None:
         known = self.batch.keys if self.batch is not None else self.kept
         return None if known is None else len(known)
+
+    def left_out(self, row: int) -> bool:
+        """Whether the run was trained without a row, as far as anybody knows."""
+        if self.words is not None:
+            return row < len(self.words) and bool(self.words[row] == SKIPPED)
+        return self.batch is not None and row in self.batch.left_out
 
 
 def compare(
@@ -191,6 +199,7 @@ def _again(run: Recorded, remaker: Remaker | None, step: int) -> _Again:
         return _Again(kept=kept)
     batch = remaker.batch(step)
     try:
+        batch = remaker.closed_up(batch, run.steps[step].corrupt)
         samples = remaker.samples(batch, run.settings.receipt)
     except FourstageError as error:
         return _Again(batch=batch, kept=kept, problem=f"{run.path}: step {step} cannot be made again: {error}")
@@ -218,7 +227,8 @@ def _records(batch: Remade) -> NDArray[np.object_]:
     rows = np.empty(len(batch.keys), np.object_)
     for row, key in enumerate(batch.keys):
         rows[row] = (
-            key, batch.indices[row], batch.labels[row], *batch.offsets[row], batch.reflections[row], *batch.shifts[row]
+            key, batch.indices[row], batch.labels[row], *batch.offsets[row], batch.reflections[row],
+            *batch.shifts[row], row in batch.left_out,
         )  # fmt: skip
     return rows
 
@@ -240,6 +250,8 @@ def _what(a: _Again, b: _Again, row: int) -> list[str]:
         )
     ):  # fmt: skip
         what.append("draws")
+    if a.left_out(row) != b.left_out(row):
+        what.append("left out")
     # Key, label and draws that the settings make are the same, the digest is not: nothing else is covered.
     return what or ["pixels"]
 
@@ -270,12 +282,18 @@ def sample_of(batch: Remade, row: int, classes: Sequence[str]) -> Sample:
         offsets=(top, left),
         reflected=bool(batch.reflections[row]),
         shift=(red, green, blue),
+        left_out=batch.left_out.get(row, ""),
     )
 
 
 def _remarks(runs: tuple[Recorded, Recorded], again: tuple[_Again, _Again], first: Difference) -> list[str]:
     """What else is to be said of the first step that differs."""
     said = [known.problem for known in again if known.problem]
+    steps = [run.steps[first.step] for run in runs]
+    for run, step in zip(runs, steps, strict=True):
+        if step.corrupt and steps[0].corrupt != steps[1].corrupt:
+            keys = ", ".join(repr(key) for key in step.corrupt)
+            said.append(f"{run.path} was trained in step {first.step} without {keys}: not decodable")
     for run, known in zip(runs, again, strict=True):
         if known.made_again is False:
             said.append(f"{run.path} did not record for step {first.step} what its settings and its store make here")

@@ -102,7 +102,7 @@ def draw_sheet(
             _fitting(sample.key, small, layout.text_width),
             f"row {first_row + number}, position {sample.position}",
             f"crop at {sample.offsets[0]}, {sample.offsets[1]}" + (", reflected" if sample.reflected else ""),
-            "shift " + "  ".join(f"{value:+.1f}" for value in sample.shift) if any(sample.shift) else "no shift",
+            "left out" if sample.left_out else _shift(sample),
         ):
             draw.text((left, y), line, _QUIET, small)
             y += _LINE
@@ -125,6 +125,10 @@ def _at_size(crop: NDArray[np.uint8], side: int) -> Image.Image:
     image = Image.fromarray(crop)
     resampling = Image.Resampling.NEAREST if side >= image.width else Image.Resampling.BOX
     return image.resize((side, side), resampling)
+
+
+def _shift(sample: Sample) -> str:
+    return "shift " + "  ".join(f"{value:+.1f}" for value in sample.shift) if any(sample.shift) else "no shift"
 
 
 def _fitting(name: str, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont", width: int) -> str:

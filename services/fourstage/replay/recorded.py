@@ -1,5 +1,6 @@
 """What a run directory says of the batches that the run was trained on."""
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ class Step:
 
     epoch: int
     digest: str
+    corrupt: tuple[str, ...] = ()
+    """Keys of the samples that it was trained without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class Recorded:
     steps: Mapping[int, Step]
     """By their numbers, which count from 1."""
     epoch_samples: int | None
-    """Samples of one epoch; None: the first one is not over."""
+    """Samples of one epoch as planned; None: the first one is not over."""
     doubt: str
     """Why its settings are not those that it was trained with; empty: they are."""
 
@@ -63,7 +66,7 @@ class Recorded:
         return setting_of(self.settings.model_dump(mode="json"), name)
 
     def place(self, step: int) -> tuple[Place, int]:
-        """Where a recorded step's batch lies in its epoch, and how many samples were trained on before it."""
+        """Where a recorded step's batch lies in its epoch, and how many samples were planned before it."""
         size = self.settings.batch_size
         if self.epoch_samples is None:
             return Place(0, (step - 1) * size, size), (step - 1) * size
@@ -71,7 +74,7 @@ class Recorded:
         return place, place.epoch * self.epoch_samples + place.first
 
     def words(self, step: int) -> NDArray[np.uint32] | None:
-        """The short digests of a step's samples, uint32 (rows,); None where the run has not kept all of them."""
+        """The short digests of a step's planned samples, uint32 (rows,); None where the run has not kept them all."""
         place, before = self.place(step)
         try:
             words = np.fromfile(self.path / rundir.SAMPLES, "<u4", place.rows, offset=4 * before)
@@ -87,19 +90,21 @@ def read_run(path: Path) -> Recorded:
     settings = validated(read_toml(path / rundir.SETTINGS))
     origin = rundir.read_json(path / rundir.ORIGIN) if (path / rundir.ORIGIN).is_file() else {}
     saved = _last_state(path)
-    epochs = rundir.read_lines(path / rundir.RECEIPT)
+    try:
+        steps, epoch_samples = _steps(path), _epoch_samples(path)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise SettingsError(
+            f"the lines of {path / rundir.STEPS} or {path / rundir.RECEIPT} are not a run's: {error!r}",
+            hint="name a directory that this version of fourstage run has written",
+        ) from error
     return Recorded(
         path=path,
         settings=settings,
         store=Path(str(origin["store"])) if "store" in origin else None,
         fingerprint=saved.store_fingerprint if saved else str(origin.get("fingerprint", "")),
         identity=saved.identity if saved else "",
-        steps={
-            line["step"]: Step(line["epoch"], line["digest"])
-            for line in rundir.read_lines(path / rundir.STEPS)
-            if "digest" in line
-        },
-        epoch_samples=epochs[0]["samples"] if epochs else None,
+        steps=steps,
+        epoch_samples=epoch_samples,
         doubt=_doubt(settings, saved) if saved else "",
     )
 
@@ -108,6 +113,23 @@ def setting_of(values: Mapping[str, Any], name: str) -> Any:
     """The value of a dotted name in nested values."""
     section, _, field = name.rpartition(".")
     return (values[section] if section else values)[field]
+
+
+def _steps(path: Path) -> dict[int, Step]:
+    """Raises what a line that is no step's makes of itself."""
+    return {
+        operator.index(line["step"]): Step(
+            operator.index(line["epoch"]), str(line["digest"]), tuple(map(str, line.get("corrupt", ())))
+        )
+        for line in rundir.read_lines(path / rundir.STEPS)
+        if "digest" in line
+    }
+
+
+def _epoch_samples(path: Path) -> int | None:
+    """Raises as ``_steps``."""
+    first = next(iter(rundir.read_lines(path / rundir.RECEIPT)), None)
+    return operator.index(first["samples"]) + len(first["corrupt"]) if first else None
 
 
 def _last_state(path: Path) -> "CheckpointState | None":

@@ -1,6 +1,7 @@
 """The batch of any step, made again in this process by the functions that loader and augmenters use."""
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Literal, Self
 
@@ -9,13 +10,14 @@ from numpy.typing import NDArray
 
 from fourstage.augmenter.decode import make_decoder
 from fourstage.augmenter.draws import Draws, draw
-from fourstage.augmenter.transform import CorruptRowError, identity, scratch_for, transform
+from fourstage.augmenter.transform import identity, scratch_for, transform_decodable
 from fourstage.errors import CorruptSampleError, SettingsError
 from fourstage.loader.reader import ReadJob, ShardFiles, read_batch
 from fourstage.order import BatchPlan, Order, Place
+from fourstage.replay.trial import why_not
 from fourstage.settings import Settings
 from fourstage.store import Store
-from fourstage.trainer.receipt import batch_digest, pixel_digests, sample_digests
+from fourstage.trainer.receipt import DIGEST_BYTES, batch_digest, pixel_digests, sample_digests
 from fourstage.views import colour_matrix, view_of
 
 _CHUNK = 64
@@ -24,7 +26,7 @@ _CHUNK = 64
 
 @dataclass(frozen=True, slots=True)
 class Remade:
-    """A batch without its pixels.
+    """A batch without its pixels, all planned rows of it.
 
     labels: int32 (rows,); indices: int64 (rows,), the samples' numbers in the split
     offsets: int32 (rows, 2); reflections: bool (rows,); shifts: float32 (rows, 3)
@@ -38,12 +40,15 @@ class Remade:
     offsets: NDArray[np.int32]
     reflections: NDArray[np.bool_]
     shifts: NDArray[np.float32]
+    left_out: Mapping[int, str] = field(default_factory=dict)
+    """Rows that it goes without, and why they cannot be decoded."""
 
     def rows(self, rows: slice) -> "Remade":
         """Some of its rows, as if they were a batch of their own; ``place`` stays the whole one's."""
         return Remade(
             self.seq, self.place, self.keys[rows], self.indices[rows], self.labels[rows], self.offsets[rows],
             self.reflections[rows], self.shifts[rows],
+            {row - rows.start: why for row, why in self.left_out.items() if rows.start <= row < rows.stop},
         )  # fmt: skip
 
 
@@ -66,7 +71,8 @@ class Remaker:
         self._view = view_of(settings, "random")
         statistics = store.statistics
         self._colours = colour_matrix(statistics.eigenvectors, statistics.eigenvalues, self._view.colour_scale)
-        self._decode = make_decoder(settings.augmenter.decoder)
+        self._decoder = settings.augmenter.decoder
+        self._decode = make_decoder(self._decoder)
         self._scratch = scratch_for(store.size)
         self._files = ShardFiles()
 
@@ -102,30 +108,67 @@ class Remaker:
             draws.reflections, draws.shifts,
         )  # fmt: skip
 
-    def pixels(self, batch: Remade) -> NDArray[np.uint8]:
-        """The crops as they are trained on before mean and colour shift: (rows, crop, crop, 3), RGB.
+    def closed_up(self, batch: Remade, recorded: Collection[str]) -> Remade:
+        """The batch without what cannot be decoded, where the run's settings leave that out. Raises StoreError.
 
-        Raises StoreError, and CorruptSampleError with the key of an image that cannot be decoded.
+        recorded: keys that the run has left out. They are tried in a process of their own, for one may have killed
+        those that decoded it.
         """
+        if self._settings.on_corrupt == "fail":
+            return batch
+        left_out: dict[int, str] = {}
+        for first in range(0, len(batch.keys), _CHUNK):
+            part = batch.rows(slice(first, first + _CHUNK))
+            images = self._images(part)
+            apart = [row for row, key in enumerate(part.keys) if key in recorded]
+            found = self._transform(part, images, apart)[1]
+            for row in apart:
+                found[row] = why_not(images[row].tobytes(), decoder=self._decoder, size=self.store.size)
+            left_out |= {first + row: why for row, why in found.items() if why}
+        return replace(batch, left_out=dict(sorted(left_out.items())))
+
+    def pixels(self, batch: Remade) -> NDArray[np.uint8]:
+        """The crops as they are trained on before mean and colour shift: (rows, crop, crop, 3), RGB; zeros where the
+        batch leaves a row out.
+
+        Raises StoreError, and CorruptSampleError with the key of another image that cannot be decoded.
+        """
+        made, left_out = self._transform(batch, self._images(batch), batch.left_out)
+        for row, why in left_out.items():
+            if row not in batch.left_out:
+                raise CorruptSampleError(f"the image {batch.keys[row]!r} cannot be decoded: {why}")
+        if not left_out:
+            return made
+        pixels = np.zeros_like(made)
+        there = np.delete(np.arange(len(made)), list(left_out))
+        pixels[there] = made[: len(there)]
+        return pixels
+
+    def samples(self, batch: Remade, covers: Literal["keys", "pixels"]) -> bytes:
+        """The digests of its rows as a receipt has them, 16 bytes each, zeros where a row is left out. Raises as
+        ``pixels``."""
+        parts = [batch.rows(slice(row, row + _CHUNK)) for row in range(0, len(batch.keys), _CHUNK)]
+        digests = bytearray()
+        for part in parts:
+            digests += sample_digests(part, pixel_digests(self.pixels(part)) if covers == "pixels" else b"")
+        for row in batch.left_out:
+            digests[row * DIGEST_BYTES : (row + 1) * DIGEST_BYTES] = bytes(DIGEST_BYTES)
+        return bytes(digests)
+
+    def _images(self, batch: Remade) -> list[memoryview]:
         sizes = self._split.records["size"][batch.indices].astype(np.int64)
         ends = np.cumsum(sizes)
         jpegs = memoryview(bytearray(int(sizes.sum())))
         read_batch(self._files, ReadJob((b"", 0, 0), self._split, batch.indices, jpegs))
-        images = [jpegs[end - size : end] for size, end in zip(sizes.tolist(), ends.tolist(), strict=True)]
+        return [jpegs[end - size : end] for size, end in zip(sizes.tolist(), ends.tolist(), strict=True)]
+
+    def _transform(
+        self, batch: Remade, images: Sequence[memoryview], skip: Collection[int]
+    ) -> tuple[NDArray[np.uint8], dict[int, str]]:
         pixels = np.empty((len(images), self._view.crop, self._view.crop, 3), np.uint8)
         draws = Draws(batch.offsets, batch.reflections, batch.shifts)
-        try:
-            transform(images, draws, self._decode, scratch=self._scratch, out=pixels)
-        except CorruptRowError as error:
-            raise CorruptSampleError(f"the image {batch.keys[error.row]!r} cannot be decoded: {error}") from error
-        return pixels
-
-    def samples(self, batch: Remade, covers: Literal["keys", "pixels"]) -> bytes:
-        """The digests of its rows as a receipt has them, 16 bytes each. Raises as ``pixels``."""
-        if covers == "keys":
-            return sample_digests(batch, b"")
-        parts = [batch.rows(slice(row, row + _CHUNK)) for row in range(0, len(batch.keys), _CHUNK)]
-        return b"".join(sample_digests(part, pixel_digests(self.pixels(part))) for part in parts)
+        left_out = transform_decodable(images, draws, self._decode, scratch=self._scratch, out=pixels, skip=skip)
+        return pixels, left_out
 
 
 def digest_of(batch: Remade, samples: bytes) -> str:

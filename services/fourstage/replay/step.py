@@ -66,9 +66,9 @@ def make_again(run: Recorded, remaker: Remaker, step: int) -> Again:
             f"step {step} cannot be made again: {run.doubt}",
             hint=f"set it back in {run.path / rundir.SETTINGS}",
         )
-    batch = remaker.batch(step)
-    samples = remaker.samples(batch, run.settings.receipt)
     recorded = run.steps.get(step)
+    batch = remaker.closed_up(remaker.batch(step), recorded.corrupt if recorded else ())
+    samples = remaker.samples(batch, run.settings.receipt)
     return Again(
         run=run,
         step=step,
@@ -111,6 +111,8 @@ def write_picture(again: Again, remaker: Remaker, rows: slice, path: Path) -> No
         f"digest {again.digest}: {again.words}",
         "Crops as trained on, reflected where drawn, the colour shift added and clipped to 0..255, no mean subtracted.",
     ]
+    if again.batch.left_out:
+        heading.append(f"{len(again.batch.left_out)} of the samples cannot be decoded and are left out: black here.")
     crops = shifted(remaker.pixels(part), part.shifts)
     title = f"{again.run.path.resolve().name}: step {again.step}"
     write_sheet(draw_sheet(title, heading, rows.start, again.samples[rows], crops), path)
@@ -124,6 +126,7 @@ def document(again: Again, rows: slice, picture: Path) -> dict[str, Any]:
         "epoch": again.batch.place.epoch,
         "first_position": again.batch.place.first,
         "rows": len(again.samples),
+        "left_out": len(again.batch.left_out),
         "receipt": again.run.settings.receipt,
         "digest": again.digest,
         "recorded_digest": again.recorded,

@@ -28,7 +28,8 @@ def batch_table(again: Again, rows: slice) -> Table:
     for row, sample in enumerate(again.samples[rows], rows.start):
         shown.add_row(
             str(row), str(sample.position), escape(sample.key), escape(sample.label_name), _offsets(sample),
-            _reflected(sample), _shift(sample),
+            _reflected(sample), "left out" if sample.left_out else _shift(sample),
+            style="red" if sample.left_out else "",
         )  # fmt: skip
     return shown
 
@@ -113,6 +114,8 @@ def _facts(side: Side) -> Iterator[tuple[str, str]]:
         yield "crop at", _offsets(sample)
         yield "reflected", _reflected(sample)
         yield "shift", _shift(sample)
+        if sample.left_out:
+            yield "left out", sample.left_out
     if side.sample_made_again is not None:
         yield "digest of the sample", "as made again here" if side.sample_made_again else "not as made again here"
     yield "digest of the step", side.digest

@@ -18,10 +18,10 @@ from torch import Tensor
 from fourstage.errors import FourstageError
 from fourstage.process import StopFlag
 from fourstage.telemetry import StageMeter
-from fourstage.trainer.encoded import PixelDecoder
+from fourstage.trainer.encoded import PixelDecoder, decode
 from fourstage.trainer.finish import Finish
 from fourstage.trainer.inbox import FeedBatch
-from fourstage.trainer.receipt import pixel_digests, sample_digests
+from fourstage.trainer.receipt import pixel_digests, sample_digests, with_gaps
 from fourstage.trainer.relay import Batches
 from fourstage.trainer.upload import Upload
 
@@ -39,7 +39,7 @@ class DeviceBatch:
 
     batch: FeedBatch
     samples: bytes
-    """The digests of its rows, 16 bytes each."""
+    """The digests of its planned rows, 16 bytes each, zeros where one was skipped."""
     images: Tensor
     labels: Tensor
     ready: "torch.cuda.Event | None"
@@ -77,8 +77,9 @@ class CopyStage:
         self._upload: Upload | None = None
         if device.type == "cuda" and finish is not None:
             self._upload = Upload(
-                finish, rows=rows, crop=crop, buffers=_BUFFERS, device=device, meter=meter, decoder=decoder
-            )
+                finish, rows=rows, crop=crop, buffers=_BUFFERS, device=device, meter=meter,
+                on_corrupt=inbox.spec.on_corrupt, decoder=decoder,
+            )  # fmt: skip
         self._decoder = decoder if self._upload is None else None
         self._decoded = torch.empty((rows if self._decoder else 0, crop, crop, 3), dtype=torch.uint8)
         """On the host: what the finish step reads of a batch that was decoded here."""
@@ -151,12 +152,14 @@ class CopyStage:
         if batch is None:
             self._free.put(buffer)
             return None
-        rows = len(batch.keys)
         if self._decoder is not None:
-            self._decoder(batch, self._decoded[:rows])
-            batch.pixels = self._decoded[:rows].numpy()
-        samples = sample_digests(batch, pixel_digests(batch.pixels) if self._digest_pixels else b"")
+            decode(self._decoder, batch, self._decoded, self._inbox.spec.on_corrupt)
+            batch.pixels = self._decoded[: len(batch.keys)].numpy()
+        pixels = pixel_digests(batch.pixels) if self._digest_pixels else b""
         images, labels, ready = self._fill(buffer, batch)
+        # Only now: a GPU may have closed the batch up, and reads it no more.
+        samples = with_gaps(sample_digests(batch, pixels), [sample.row for sample in batch.skipped])
+        rows = len(batch.keys)
         if self._copy_seconds:
             time.sleep(max(0.0, began + self._copy_seconds - time.monotonic()))
         if self._finish is None:
@@ -169,10 +172,10 @@ class CopyStage:
     def _fill(self, buffer: int, batch: FeedBatch) -> "tuple[Tensor, Tensor, torch.cuda.Event | None]":
         if self._finish is None:
             return self._images[buffer], self._no_labels, None
-        out = self._images[buffer][: len(batch.keys)]
         if self._upload is not None:
-            labels, ready = self._upload(buffer, batch, slot_tensor(batch.pixels), out)
-            return out.permute(0, 3, 1, 2), labels, ready
+            labels, ready = self._upload(buffer, batch, slot_tensor(batch.pixels), self._images[buffer])
+            return self._images[buffer][: len(labels)].permute(0, 3, 1, 2), labels, ready
+        out = self._images[buffer][: len(batch.keys)]
         self._finish(batch.pixels, batch.offsets, batch.reflections, batch.shifts, out, epoch=batch.place.epoch)
         batch.release()
         return out.permute(0, 3, 1, 2), torch.from_numpy(batch.labels.astype(np.int64)), None

@@ -6,11 +6,12 @@ whether a checkpoint follows it, at which rate set by hand, and which samples th
 
 import math
 import struct
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fourstage.errors import FourstageError
-from fourstage.trainer.receipt import DIGEST_BYTES
+from fourstage.trainer.receipt import DIGEST_BYTES, skipped_rows
 
 _HEAD = struct.Struct("<???xId")
 
@@ -32,7 +33,7 @@ class Vote:
     """A learning rate set by hand, or not a number; only the first trainer's word counts."""
 
     samples: bytes = b""
-    """The digests of its rows, 16 bytes each."""
+    """The digests of its planned rows, 16 bytes each, zeros where one was skipped."""
 
     def pack(self, rows: int) -> bytes:
         """The same length for every trainer; rows: of the largest share."""
@@ -55,7 +56,13 @@ class Decision:
     save: bool
     rate: float | None
     samples: bytes
-    """The digests of the whole batch in its order."""
+    """The digests of the whole batch in its order, zeros where a row was skipped."""
+    skipped: tuple[int, ...] = ()
+    """The rows that were, of the whole batch as planned."""
+
+    def closed_up(self, row: int) -> int:
+        """Where a planned row of the whole batch lies among those that are there."""
+        return row - bisect_left(self.skipped, row)
 
 
 def decide(votes: Sequence[Vote], columns: int) -> Decision:
@@ -67,9 +74,11 @@ def decide(votes: Sequence[Vote], columns: int) -> Decision:
             if go and first.samples != other.samples:
                 raise FourstageError(f"the columns of replica {rank} were given different samples of one batch")
     first = votes[0]
+    samples = b"".join(vote.samples for vote in leading)
     return Decision(
         go=go,
         save=first.save,
         rate=None if math.isnan(first.rate) else first.rate,
-        samples=b"".join(vote.samples for vote in leading),
+        samples=samples,
+        skipped=skipped_rows(samples),
     )

@@ -3,6 +3,7 @@
 Who takes leases and who decodes is made outside the trainer (``fourstage.decoding``) and handed in.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -10,14 +11,17 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fourstage.errors import CorruptSampleError
 from fourstage.trace import Passage
-from fourstage.wire.messages import Times
+from fourstage.wire.messages import OnCorrupt, Times
 from fourstage.wire.sockets import Waiter
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fourstage.trainer.inbox import FeedBatch, Inbox
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +30,13 @@ class Encoded:
 
     data: uint8 (bytes,), the JPEG images one behind another; sizes: uint32 (rows,), bytes of each
     size: width and height of every image in pixels
+    skip: rows that are not to be decoded
     """
 
     data: NDArray[np.uint8]
     sizes: NDArray[np.uint32]
     size: int
+    skip: tuple[int, ...] = ()
 
     def images(self) -> list[NDArray[np.uint8]]:
         """Each image's bytes, a view."""
@@ -41,11 +47,27 @@ class Encoded:
 class PixelDecoder(Protocol):
     """Decodes the batches of one copy stage, in its thread."""
 
-    def __call__(self, batch: "FeedBatch", out: "Tensor") -> None:
-        """Decode, cut and reflect a batch that is ``encoded`` into ``out``, uint8 (rows, crop, crop, 3).
+    def __call__(self, batch: "FeedBatch", out: "Tensor") -> Mapping[int, str]:
+        """Decode, cut and reflect a batch that is ``encoded`` into ``out``, uint8 (rows, crop, crop, 3), where all rows
+        lie one behind another but those that cannot be decoded. Returns these, ascending, and why.
 
-        On a GPU all of it is told to the thread's current stream. Raises CorruptSampleError with the sample's key.
+        On a GPU all of it is told to the thread's current stream.
         """
+
+
+def decode(decoder: PixelDecoder, batch: "FeedBatch", out: "Tensor", on_corrupt: OnCorrupt) -> None:
+    """Decode a batch into the beginning of ``out`` and close it up.
+
+    Raises CorruptSampleError, which names the sample, where nothing may be left out.
+    """
+    left_out = decoder(batch, out[: batch.place.rows])
+    for row, why in left_out.items():
+        # In the loader's words for what an augmenter could not decode.
+        words = f"sample {batch.keys[row]!r} cannot be decoded: {why}"
+        if on_corrupt == "fail":
+            raise CorruptSampleError(words)
+        log.error("batch %d row %d: %s", batch.seq, row, words)
+    batch.leave_out(tuple(left_out))
 
 
 class Taker(Protocol):

@@ -12,8 +12,9 @@ import socket
 import threading
 import time
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -27,11 +28,14 @@ from fourstage.trace import Passage
 from fourstage.trainer.addresses import receiver_addresses
 from fourstage.trainer.encoded import Decoding
 from fourstage.trainer.inbox import Inbox
+from fourstage.trainer.senders import Senders
 from fourstage.wire import side
-from fourstage.wire.codes import SECRET_BYTES, is_code
+from fourstage.wire.addresses import AUTO, check_reach
+from fourstage.wire.codes import SECRET_BYTES, equal, lease_code
 from fourstage.wire.door import Door, Introduced
 from fourstage.wire.link import LoaderLink
 from fourstage.wire.messages import (
+    MOST_REFUSED,
     Batch,
     Close,
     Failed,
@@ -41,13 +45,15 @@ from fourstage.wire.messages import (
     Open,
     Opened,
     Progress,
+    Refused,
     Stages,
     Times,
     Welcome,
     Who,
 )  # fmt: skip
-from fourstage.wire.security import Security
-from fourstage.wire.sockets import Bound, Payload, Peer, Waiter
+from fourstage.wire.refusals import Quiet
+from fourstage.wire.security import FOR_BATCHES, Security
+from fourstage.wire.sockets import Arrival, Bound, Payload, Peer, Waiter
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +61,17 @@ LOADER_PATIENCE_SECONDS = 60.0
 """A loader that stays away for this long ends the run; restarting one takes seconds."""
 _LARGEST_BATCH = 1 << 31
 _TURN_SECONDS = 0.2
+_MESSAGES_OF_A_TURN = 1024
+"""Nobody who speaks without end keeps this thread from all else."""
 _LONGEST_SETTLE_SECONDS = 0.008
 _SETTLES_OF_A_BATCH = 4
 """Peers are told of a change a quarter of the time later that one augmenter takes for a batch: one that comes, gives
 its slot back and is used by then costs one waking and one message to each of them, not three. The augmenter has
 another slot meanwhile."""
+_MOST_EARLY = 256
+"""Batches of streams whose OPENED has not come."""
+_MOST_CONNECTIONS = 4096
+"""Augmenters' connections that are known; each reconnect is another one."""
 _AWAY_SECONDS = 2.0
 """A loader that is restarted at once is found again sooner."""
 
@@ -75,7 +87,8 @@ class _Source:
     came: float = 0.0
     """When its last batch came, in monotonic seconds."""
     arena: Arena | None = None
-    held: set[int] = field(default_factory=set)
+    held: dict[int, int] = field(default_factory=dict)
+    """Batches that lie here, and their slots; -1: inline."""
 
 
 class Feed:
@@ -87,6 +100,7 @@ class Feed:
         *,
         name: str,
         sockets: Path,
+        trainers: str = AUTO,
         receiver: str = "auto",
         receiver_bind: str = "",
         telemetry: Telemetry | None = None,
@@ -94,8 +108,13 @@ class Feed:
         security: Security | None = None,
         decoding: Decoding | None = None,
     ) -> None:
-        """Bind the receiving socket. address: the loader's. patience: seconds that it may be away. decoding: where this
-        trainer decodes its streams' images itself."""
+        """Bind the receiving socket.
+
+        address, trainers: the loader's, as its settings say. patience: seconds that it may be away. decoding: where
+        this trainer decodes its streams' images itself.
+
+        Raises SettingsError for addresses that cannot work, or need keys.
+        """
         self.stages: Stages | None = None
         """The loader's last heartbeat."""
         self.on_the_way = {"to-augmenter": 0.0, "to-trainer": 0.0}
@@ -106,7 +125,12 @@ class Feed:
         self._telemetry = telemetry
         self._uuid = secrets.token_bytes(16)
         bind, self._advertised = receiver_addresses(receiver, address, sockets, receiver_bind)
-        self._socket = Bound(bind, max_frame=_LARGEST_BATCH, security=security, on_refused=self._count_refused)
+        if self._advertised:
+            check_reach(self._advertised, role="trainer", has_keys=security is not None, what="receiver")
+        self._key = security.own.public if security is not None else b""
+        self._socket = Bound(
+            bind, max_frame=_LARGEST_BATCH, entrance=FOR_BATCHES, security=security, on_refused=self._count_refused
+        )
         if self._advertised.endswith(":0"):
             port = urlsplit(self._socket.address).port
             self._advertised = f"{self._advertised[:-2]}:{port}"
@@ -117,8 +141,11 @@ class Feed:
         self._waiter = Waiter()
         for source in (self._socket, self._wake):
             self._waiter.add(source)
-        self._door: Door[tuple[bytes, bytes]] = Door(socket_path(sockets, "trainer"), self._waiter)
-        self._link = LoaderLink(address, role="trainer", name=name, waiter=self._waiter, security=security)
+        self._door: Door[tuple[bytes, bytes]] = Door(socket_path(sockets, "trainer"), self._waiter, self._count_fault)
+        self._link = LoaderLink(
+            address, role="trainer", trainers=trainers, name=name, waiter=self._waiter, security=security,
+            on_fault=self._count_fault,
+        )  # fmt: skip
         self._taker = decoding.taker(self._waiter) if decoding else None
         self._lock = threading.Lock()
         self._to_open: list[Inbox] = []
@@ -127,8 +154,12 @@ class Feed:
         self._sources: dict[tuple[bytes, bytes], _Source] = {}
         """By worker and stream."""
         self._known: dict[Peer, Hello] = {}
-        self._told: dict[bytes, tuple[int, tuple[int, ...]]] = {}
-        self._early: list[tuple[Peer, Message | PeerError, list[Payload]]] = []
+        self._senders = Senders()
+        self._quiet = Quiet()
+        self._told: dict[bytes, Progress] = {}
+        self._refused: dict[bytes, None] = {}
+        """Workers of which nothing is taken any more, in the order of their faults."""
+        self._early: list[Arrival] = []
         self._dirty: set[tuple[bytes, bytes]] = set()
         """Sources of whose holdings something is to be told."""
         self._next_beat = 0.0
@@ -155,6 +186,7 @@ class Feed:
         spec = dataclasses.replace(
             spec, stream=secrets.token_bytes(16), receiver=self._advertised, side=os.fspath(self._door.path),
             worker=self._taker.peer if self._taker else b"", secret=secrets.token_bytes(SECRET_BYTES),
+            receiver_key=self._key,
         )  # fmt: skip
         inbox = Inbox(spec, self._poke_soon)
         with self._lock:
@@ -219,7 +251,11 @@ class Feed:
                 self._on_death(event.key)
         self._take_orders()
         for message, payload in self._link.turn(now):
-            self._on_loader(message, payload)
+            try:
+                self._on_loader(message, payload)
+            except PeerError as error:
+                self._count_fault()
+                log.warning("dropped a message of the loader: %s", error)
         if self._link.lost_since is not None and now - self._link.lost_since > self._patience:
             raise PeerLostError(
                 f"no loader answers at {self._address} since {now - self._link.lost_since:.0f} s",
@@ -242,10 +278,16 @@ class Feed:
         """Hear the augmenters; whether anything came."""
         early, self._early = self._early, []
         came = False
-        for peer, arrival, payload in chain(early, iter(self._socket.receive, None)):
+        for arrival in chain(early, islice(iter(self._socket.receive, None), _MESSAGES_OF_A_TURN)):
             came = True
-            if (touched := self._on_augmenter(peer, arrival, payload)) is not None:
+            if (touched := self._on_augmenter(arrival)) is not None:
                 self._dirty.add(touched)
+        for worker in self._senders.forget(self._socket.revoked()):
+            log.warning("worker %s is forgotten: its key is let in no more", worker.hex()[:8])
+            self._known = {peer: hello for peer, hello in self._known.items() if hello.peer != worker}
+            for key in [key for key in self._sources if key[0] == worker]:
+                self._door.drop(key)
+                self._on_death(key)
         return came
 
     def _tell(self, beat: bool) -> None:
@@ -254,7 +296,7 @@ class Feed:
         for uuid, inbox in self._inboxes.items():
             for batch in inbox.released():
                 if source := self._sources.get((batch.source, uuid)):
-                    source.held.discard(batch.seq)
+                    source.held.pop(batch.seq, None)
                     if source.held or source.peer:
                         self._dirty.add((batch.source, uuid))
                     else:
@@ -303,18 +345,16 @@ class Feed:
             case Stages():
                 self.stages = message
             case _:
-                log.warning("the loader sent %s, which is not for it to send", type(message).__name__)
+                raise PeerError(f"it sent {type(message).__name__}, which is not for it to send")
 
-    def _on_augmenter(
-        self, peer: Peer, message: Message | PeerError, payload: list[Payload]
-    ) -> tuple[bytes, bytes] | None:
+    def _on_augmenter(self, arrival: Arrival) -> tuple[bytes, bytes] | None:
         """Handle one message; the source whose holdings changed."""
+        peer, message, payload, user = arrival
         try:
             if isinstance(message, PeerError):
                 raise message
             if isinstance(message, Hello):
-                self._known[peer] = message
-                self._socket.send(peer, self._welcome(message))
+                self._on_hello(peer, message, user)
                 return None
             hello = self._known.get(peer)
             if hello is None:
@@ -324,10 +364,50 @@ class Feed:
                 raise PeerError(f"{hello.name} sent {type(message).__name__}, which is not for it to send")
             return self._on_batch(peer, hello, message, payload)
         except PeerError as error:
-            if self._telemetry:
-                self._telemetry.counter("fourstage_peer_errors_total").inc()
+            self._count_fault()
             log.warning("dropped a message of an augmenter: %s", error)
+            return self._refuse(peer, message)
+
+    def _on_hello(self, peer: Peer, hello: Hello, user: str) -> None:
+        if (objection := self._senders.objection(hello, user)) is None:
+            self._senders.greet(hello, user)
+            self._know(peer, hello)
+            self._socket.send(peer, self._welcome(hello))
+            return
+        reason, words = objection
+        self._count_refused("messages", reason, 1)
+        if self._quiet.may_say((user, reason), time.monotonic()):
+            who = " ".join(filter(None, (hello.role, hello.name, self._socket.name(user))))
+            log.warning("refused %s: %s", who, words)
+        self._socket.send(peer, Refused(words))
+
+    def _refuse(self, peer: Peer, message: Message | PeerError) -> tuple[bytes, bytes] | None:
+        """Take nothing more from a worker that has sent what cannot be right; its source where it is known."""
+        if (hello := self._known.get(peer)) is None:
             return None
+        if hello.peer not in self._refused:
+            log.warning("nothing more is taken from %s: others make its batches", hello.name)
+            if len(self._refused) >= MOST_REFUSED:
+                del self._refused[next(iter(self._refused))]
+            self._refused[hello.peer] = None
+        return (hello.peer, message.stream) if isinstance(message, Batch) else None
+
+    def _know(self, peer: Peer, hello: Hello) -> None:
+        """A connection says whose it is. One of too many is asked again when it next says something."""
+        before = self._known.pop(peer, None)
+        self._known[peer] = hello
+        if before is not None and before.peer != hello.peer:
+            self._forget_sources(peer, but=hello.peer)
+        if len(self._known) > _MOST_CONNECTIONS:
+            oldest = next(iter(self._known))
+            del self._known[oldest]
+            self._forget_sources(oldest)
+
+    def _forget_sources(self, peer: Peer, *, but: bytes = b"") -> None:
+        """Of this connection, those that hold nothing."""
+        for key, source in list(self._sources.items()):
+            if source.peer == peer and key[0] != but and not source.held and source.arena is None:
+                self._drop_source(key)
 
     def _on_batch(self, peer: Peer, hello: Hello, message: Batch, payload: list[Payload]) -> tuple[bytes, bytes] | None:
         if message.session != hello.session:
@@ -339,25 +419,34 @@ class Feed:
             self._socket.send(peer, gone)
             return None
         if inbox.info is None:
-            # It overtook the loader's OPENED, which comes on another connection.
-            self._early.append((peer, message, payload))
+            # It overtook the loader's OPENED, which comes on another connection. What has no room here is sent again.
+            if len(self._early) < _MOST_EARLY:
+                self._early.append(Arrival(peer, message, payload))
             return None
         source = self._sources.setdefault(key, _Source(hello.name))
         source.peer = peer
         if source.session != message.session:
             source.session, source.seen = message.session, 0
         source.seen = max(source.seen, message.number)
+        if hello.peer in self._refused:
+            return key
         if not inbox.is_new(message.seq):
             if message.seq not in source.held and inbox.arrived.get(message.seq) != hello.peer:
                 inbox.duplicates += 1
                 if self._telemetry:
                     self._telemetry.counter("fourstage_duplicates_dropped_total").inc()
             return key
-        if not is_code(message.code, inbox.spec.secret, message.stream, message.seq, hello.peer):
-            raise PeerError(f"{hello.name} sent batch {message.seq}, which it was not given")
+        code = lease_code(
+            inbox.spec.secret, stream=message.stream, seq=message.seq, worker=hello.peer, identity=message.identity,
+            samples=payload[0] if payload else b"",
+        )  # fmt: skip
+        if not equal(message.code, code):
+            raise PeerError(f"{hello.name} sent batch {message.seq}, which it was not given, or with other samples")
+        if message.slot >= 0 and message.slot in source.held.values():
+            raise PeerError(f"{hello.name} sent batch {message.seq} in slot {message.slot}, which is not free")
         passage = self._passage(hello.name, message.times)
         batch = inbox.unpack(message, payload, source.arena, worker=hello.peer, passage=passage)
-        source.held.add(message.seq)
+        source.held[message.seq] = message.slot
         inbox.put(batch)
         # Its release, or the next heartbeat, acknowledges it as well: one message less a batch.
         return None
@@ -376,9 +465,13 @@ class Feed:
                     self._telemetry.histogram("fourstage_batch_age_seconds", stage).observe(max(0.0, age))
         return passage
 
-    def _count_refused(self, number: int) -> None:
+    def _count_fault(self) -> None:
         if self._telemetry:
-            self._telemetry.counter("fourstage_refused_handshakes_total").inc(number)
+            self._telemetry.counter("fourstage_peer_errors_total").inc()
+
+    def _count_refused(self, what: Literal["handshakes", "messages"], reason: str, number: int) -> None:
+        if self._telemetry:
+            self._telemetry.refused(what, reason, number)
 
     def _took(self, hop: str, seconds: float) -> None:
         seconds = max(0.0, seconds)
@@ -407,11 +500,11 @@ class Feed:
         if inbox.info is None:
             return
         consumed, arrived = inbox.progress()
-        state = (consumed, arrived)
-        if not beat and self._told.get(inbox.spec.stream) == state:
+        progress = Progress(inbox.spec.stream, consumed, arrived, tuple(self._refused))
+        if not beat and self._told.get(inbox.spec.stream) == progress:
             return
-        if self._link.send(Progress(stream=inbox.spec.stream, consumed=consumed, arrived=arrived)):
-            self._told[inbox.spec.stream] = state
+        if self._link.send(progress):
+            self._told[inbox.spec.stream] = progress
 
     # Side connections
 
@@ -428,6 +521,7 @@ class Feed:
         try:
             arena = Arena.attach(event.descriptor, packet.slots, packet.slot_bytes)
         except PeerError as error:
+            self._count_fault()
             log.warning("dropped an arena: %s", error)
             self._door.refuse(event.connection)
             return

@@ -71,6 +71,12 @@ class Group:
             raise FourstageError(f"{text!r} has more than {_TEXT_BYTES} bytes")
         return [told.rstrip(b"\0").decode() for told in self.share(raw.ljust(_TEXT_BYTES, b"\0"))]
 
+    def gather(self, payload: bytes) -> list[bytes]:
+        """Everybody's payload by rank, of any lengths; asks twice where ``share`` asks once."""
+        lengths = [int.from_bytes(length, "little") for length in self.share(len(payload).to_bytes(8, "little"))]
+        padded = self.share(payload.ljust(max(lengths), b"\0"))
+        return [data[:length] for data, length in zip(padded, lengths, strict=True)]
+
     def decide(self, choice: bool) -> bool:
         """What the first process chose."""
         return self.share(bytes([choice]))[0] == b"\1"

@@ -7,12 +7,13 @@ has come. Only the condition here is shared between the two.
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fourstage.arena import Arena
-from fourstage.errors import FourstageError, PeerError
+from fourstage.errors import FourstageError, PeerError, SettingsError
 from fourstage.order import BatchPlan, Order, Place
 from fourstage.trace import Passage
 from fourstage.trainer.encoded import Encoded
@@ -20,9 +21,20 @@ from fourstage.wire.codec import decode_body
 from fourstage.wire.messages import Batch, Open, Opened, Samples
 
 
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A sample that its batch is trained on without: it cannot be decoded."""
+
+    row: int
+    """Of the batch as planned."""
+    key: str
+    index: int
+    """Its number in the split."""
+
+
 @dataclass(slots=True)
 class FeedBatch:
-    """One batch in its slot.
+    """One batch in its slot: ``place.rows`` were planned, ``skipped`` are not there, the others lie closed up.
 
     pixels: uint8 (rows, crop, crop, 3), a read-only view that is valid until ``release``
     labels: int32 (rows,); indices: int64 (rows,), the samples' numbers in the split
@@ -47,7 +59,19 @@ class FeedBatch:
     """Where the pixels lie; None: they came inline."""
     slot: int = -1
     encoded: Encoded | None = None
-    """The images, where this trainer is to decode them: ``pixels`` are empty until it has."""
+    """The images of all planned rows, where this trainer is to decode them: ``pixels`` are empty until it has."""
+    skipped: tuple[Skipped, ...] = ()
+
+    def leave_out(self, rows: Sequence[int]) -> None:
+        """Close up all but the pixels, once. rows: of the batch as planned, ascending."""
+        if not rows:
+            return
+        there = np.delete(np.arange(len(self.keys)), rows)
+        self.skipped = tuple(Skipped(row, self.keys[row], int(self.indices[row])) for row in rows)
+        self.keys = tuple(self.keys[row] for row in there.tolist())
+        self.indices, self.labels = self.indices[there], self.labels[there]
+        self.offsets, self.reflections = self.offsets[there], self.reflections[there]
+        self.shifts = self.shifts[there]
 
     def release(self) -> None:
         """Nobody reads ``pixels`` any more: its slot may be used again."""
@@ -68,10 +92,13 @@ class Draws:
         """Raises PeerError unless ``data`` holds the draws of exactly ``rows`` samples."""
         if len(data) != rows * 21:
             raise PeerError(f"{len(data)} bytes of draws for {rows} samples, expected {rows * 21}")
+        shifts = np.frombuffer(data[rows * 9 :], "<f4").reshape(rows, 3)
+        if not np.isfinite(shifts).all():
+            raise PeerError("colour shifts that are no finite numbers")
         return cls(
             np.frombuffer(data[: rows * 8], "<i4").reshape(rows, 2),
             np.frombuffer(data[rows * 8 : rows * 9], np.uint8).astype(np.bool_),
-            np.frombuffer(data[rows * 9 :], "<f4").reshape(rows, 3),
+            shifts,
         )
 
     def pack(self) -> bytes:
@@ -156,8 +183,13 @@ class Inbox:
     # The feed's
 
     def open(self, opened: Opened, mean: NDArray[np.float32]) -> None:
-        """The loader has opened the stream, or opened it again after a restart."""
-        plan = BatchPlan(opened.samples, self.spec.batch_size, self.spec.remainder, self.spec.rank, self.spec.world)
+        """The loader has opened the stream, or opened it again after a restart. Raises PeerError for what cannot be."""
+        try:
+            plan = BatchPlan(opened.samples, self.spec.batch_size, self.spec.remainder, self.spec.rank, self.spec.world)
+        except SettingsError as error:
+            raise PeerError(f"a stream that cannot be: {error}") from error
+        if not np.isfinite(mean).all():
+            raise PeerError("a mean image of numbers that are not finite")
         order = Order(plan, seed=self.spec.seed, shuffle=self.spec.shuffle)
         with self._condition:
             if self.info is None:
@@ -196,7 +228,11 @@ class Inbox:
         indices, labels = self.check(message, samples)
         draws = Draws.unpack(payload[1], message.rows)
         crop = self.spec.view.crop
-        size = message.rows * crop * crop * 3
+        # Below zero they are the largest of all.
+        if message.rows and draws.offsets.view(np.uint32).max() > self.info.opened.size - crop:
+            raise PeerError(f"batch {message.seq} is cut beyond its images")
+        rows = message.rows - len(message.skipped)
+        size = rows * crop * crop * 3
         if message.slot >= 0:
             if arena is None:
                 raise PeerError(f"batch in slot {message.slot} of an arena that was never handed over")
@@ -205,7 +241,7 @@ class Inbox:
             pixels = payload[2]
         else:
             raise PeerError(f"inline batch without the {size} bytes of its pixels")
-        return FeedBatch(
+        batch = FeedBatch(
             seq=message.seq,
             place=self.info.plan.place(message.seq),
             keys=samples.keys,
@@ -214,7 +250,7 @@ class Inbox:
             offsets=draws.offsets,
             reflections=draws.reflections,
             shifts=draws.shifts,
-            pixels=np.frombuffer(pixels, np.uint8).reshape(message.rows, crop, crop, 3),
+            pixels=np.frombuffer(pixels, np.uint8).reshape(rows, crop, crop, 3),
             identity=message.identity,
             source=worker,
             _release=self.give_back,
@@ -222,6 +258,8 @@ class Inbox:
             arena=arena if message.slot >= 0 else None,
             slot=message.slot,
         )
+        batch.leave_out(message.skipped)
+        return batch
 
     def put(self, batch: FeedBatch) -> None:
         """A batch that ``is_new`` has arrived."""
@@ -259,7 +297,8 @@ class Inbox:
             self._condition.notify_all()
 
     def check(self, message: Batch, samples: Samples) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """Indices and labels of a batch. Raises PeerError where they are not what the order says."""
+        """Indices and labels of all planned rows of a batch. Raises PeerError where they are not what the order
+        says, or where rows are left out that cannot be."""
         if self.info is None:
             raise PeerError("batch before the stream was opened")
         place = self.info.plan.place(message.seq)
@@ -271,12 +310,25 @@ class Inbox:
             raise PeerError(
                 f"batch {message.seq} has {message.rows} rows and {len(samples.keys)} keys, expected {place.rows}"
             )
-        if samples.indices != self.info.order.indices(message.seq).astype("<i8").tobytes():
+        try:
+            expected = self.info.order.indices(message.seq)
+        except MemoryError as error:
+            raise PeerError(f"an epoch of {self.info.plan.samples} samples has no room in memory") from error
+        if samples.indices != expected.astype("<i8").tobytes():
             raise PeerError(f"batch {message.seq} is not made of the samples that the order says")
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.info.opened.classes):
             raise PeerError(f"batch {message.seq} has labels from {labels.min()} to {labels.max()}")
+        if message.skipped:
+            self._check_skipped(message)
         if self.identity and message.identity != self.identity:
             raise PeerError(
                 f"batch {message.seq} was made by identity {message.identity.hex()}, not {self.identity.hex()}"
             )
         return indices, labels
+
+    def _check_skipped(self, message: Batch) -> None:
+        rows = message.skipped
+        if self.spec.on_corrupt != "skip":
+            raise PeerError(f"batch {message.seq} comes without rows {rows[:5]} of a stream that skips none")
+        if rows[-1] >= message.rows or any(before >= row for before, row in pairwise(rows)):
+            raise PeerError(f"batch {message.seq} skips rows {rows[:5]} of {message.rows}, expected in ascending order")

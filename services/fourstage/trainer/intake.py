@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from fourstage.errors import CheckpointError, FourstageError
+from fourstage.errors import CheckpointError, FourstageError, StoppedError
 from fourstage.process import StopFlag
 from fourstage.settings import Settings
 from fourstage.telemetry import Telemetry
@@ -43,6 +43,7 @@ class Intake:
         if place.column == 0:
             self._feed = Feed(
                 settings.loader.address,
+                trainers=settings.loader.trainers,
                 name=name,
                 sockets=sockets,
                 receiver=settings.receiver,
@@ -110,7 +111,7 @@ class Intake:
             except TimeoutError:
                 self._telemetry.turn()
                 if self._stop:
-                    raise FourstageError(f"stopped before the first batch ({self._stop.reason})") from None
+                    raise StoppedError(f"stopped before the first batch ({self._stop.reason})") from None
                 if time.monotonic() > deadline:
                     raise FourstageError(
                         f"no loader at {self._settings.loader.address} has opened the stream in {_OPEN_SECONDS:.0f} s",

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from fourstage.errors import CheckpointError
 
 DIGEST_BYTES = 16
+SKIPPED = 1
+"""In ``samples.u32``: the sample was left out."""
 
 
 def pixel_digests(pixels: NDArray[np.uint8]) -> bytes:
@@ -68,14 +70,38 @@ def sample_digests(batch: Rows, pixels: bytes) -> bytes:
     )
 
 
+def with_gaps(samples: bytes, skipped: Sequence[int]) -> bytes:
+    """The digests of all planned rows: zeros in the place of those that were skipped.
+
+    samples: of the rows that are there; skipped: rows as planned, ascending
+    """
+    if not skipped:
+        return samples
+    rows = [samples[at : at + DIGEST_BYTES] for at in range(0, len(samples), DIGEST_BYTES)]
+    for row in skipped:
+        rows.insert(row, bytes(DIGEST_BYTES))
+    return b"".join(rows)
+
+
+def skipped_rows(samples: bytes) -> tuple[int, ...]:
+    """The planned rows that were skipped, from the digests of all of them."""
+    if bytes(DIGEST_BYTES) not in samples:
+        return ()
+    words: NDArray[np.uint64] = np.frombuffer(samples, "<u8").reshape(-1, DIGEST_BYTES // 8)
+    return tuple(np.flatnonzero(~words.any(1)).tolist())
+
+
 def short_digests(samples: bytes) -> bytes:
-    """The low 32 bits of each row's digest, little-endian uint32, for ``samples.u32``; never 0, which is none."""
-    low: NDArray[np.uint32] = np.frombuffer(samples, "<u4").reshape(-1, DIGEST_BYTES // 4)[:, 0]
-    return bytes(np.maximum(low, 1).astype("<u4"))
+    """The low 32 bits of each planned row's digest, little-endian uint32, for ``samples.u32``: ``SKIPPED`` where a
+    sample was, and never 0, which is none."""
+    words: NDArray[np.uint32] = np.frombuffer(samples, "<u4").reshape(-1, DIGEST_BYTES // 4)
+    low = np.maximum(words[:, 0], SKIPPED + 1)
+    low[list(skipped_rows(samples))] = SKIPPED
+    return bytes(low.astype("<u4"))
 
 
 def batch_digest(seq: int, samples: bytes) -> bytes:
-    """16 bytes of batch ``seq``, whose rows in order have the digests ``samples``."""
+    """16 bytes of batch ``seq``, whose planned rows in order have the digests ``samples``, zeros where skipped."""
     return hashlib.blake2b(seq.to_bytes(8, "little") + samples, digest_size=DIGEST_BYTES).digest()
 
 
@@ -88,15 +114,22 @@ class Receipt:
     epoch: int = 0
     samples: int = 0
     delivered: int = 0
-    """Samples of the whole run."""
+    """Samples of the whole run that were trained on."""
+    corrupt: list[str] = field(default_factory=list)
+    """Keys of this epoch's samples that were skipped."""
+    skipped: int = 0
+    """Of the whole run, in every epoch again."""
     lines: list[dict[str, Any]] = field(default_factory=list)
     """Epochs that are complete and not yet written."""
 
-    def add(self, digest: bytes, rows: int, *, last_of_epoch: bool) -> None:
-        """A batch was trained on. digest: its ``batch_digest``; rows: of all trainers together."""
+    def add(self, digest: bytes, rows: int, corrupt: Sequence[str] = (), *, last_of_epoch: bool) -> None:
+        """A batch was trained on. digest: its ``batch_digest``; rows: that were there, of all trainers together;
+        corrupt: keys of those that were not."""
         self.digest = hashlib.blake2b(self.digest + digest, digest_size=DIGEST_BYTES).digest()
         self.samples += rows
         self.delivered += rows
+        self.corrupt += corrupt
+        self.skipped += len(corrupt)
         if last_of_epoch:
             self.lines.append(
                 {
@@ -104,12 +137,14 @@ class Receipt:
                     "samples": self.samples,
                     "digest": self.digest.hex(),
                     "covers": self.covers,
+                    "corrupt": self.corrupt,
                 }
             )
             self.epoch += 1
             self.samples = 0
+            self.corrupt = []
 
-    def state(self) -> dict[str, str | int]:
+    def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return {
             "covers": self.covers,
@@ -117,6 +152,8 @@ class Receipt:
             "epoch": self.epoch,
             "samples": self.samples,
             "delivered": self.delivered,
+            "corrupt": list(self.corrupt),
+            "skipped": self.skipped,
         }
 
     @classmethod
@@ -128,7 +165,9 @@ class Receipt:
                 hint="resume with the same --receipt",
             )
         try:
-            digest = bytes.fromhex(str(state["digest"]))
-            return cls(covers, digest, int(state["epoch"]), int(state["samples"]), int(state["delivered"]))
+            return cls(
+                covers, bytes.fromhex(str(state["digest"])), int(state["epoch"]), int(state["samples"]),
+                int(state["delivered"]), [str(key) for key in state.get("corrupt", ())], int(state.get("skipped", 0)),
+            )  # fmt: skip
         except (KeyError, ValueError, TypeError) as error:
             raise CheckpointError(f"the checkpoint's receipt is damaged: {error!r}") from error

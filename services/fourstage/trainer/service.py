@@ -3,6 +3,8 @@
 import logging
 import math
 import time
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from fourstage.settings import Settings
 from fourstage.telemetry import StageMeter, Telemetry
 from fourstage.trace import Trace
 from fourstage.trainer import checkpoint
+from fourstage.trainer.budget import nothing_left
 from fourstage.trainer.copy import CopyStage, DeviceBatch
 from fourstage.trainer.council import Decision, Vote, decide
 from fourstage.trainer.encoded import Decoding
@@ -31,6 +34,7 @@ from fourstage.trainer.report import Report
 from fourstage.trainer.requests import train_request, validation_request
 from fourstage.trainer.resume import cut_lines, last_checkpoint, pinned_settings
 from fourstage.trainer.schedule import Schedule
+from fourstage.trainer.skipping import Skipping
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +42,10 @@ _LOOK_SECONDS = 0.5
 """Between two looks for a learning rate by hand."""
 _SHORT_EPOCH_SECONDS = 10.0
 """Epochs that follow faster than this share a checkpoint: its three waits for the disk would be felt."""
+
+
+class _InterruptedError(Exception):
+    """The run was told to stop amid a validation."""
 
 
 class TrainerService:
@@ -88,7 +96,9 @@ class TrainerService:
         samples = self._info.opened.samples
         self._plan = BatchPlan(samples, settings.batch_size, settings.remainder)
         """Of the batches that all trainers share."""
+        self._skipping = self._skipping_of(settings.train_split, self._info, state.budget if state else {})
         self._validation: tuple[Batches, StreamInfo] | None = None
+        self._validation_skipping: Skipping | None = None
         if settings.model.name == "none":
             pass
         elif settings.validation_split not in self._info.opened.splits:
@@ -98,8 +108,12 @@ class TrainerService:
                 settings, self._place, self._info.opened.fingerprint, epochs=settings.train.epochs + 1
             )
             self._validation = intake.open(request, group.tell)
+            self._validation_skipping = self._skipping_of(settings.validation_split, self._validation[1], {})
         self._receipt = Receipt.from_state(state.receipt, settings.receipt) if state else Receipt(settings.receipt)
         self._schedule = Schedule.from_state(settings.train, state.schedule if state else {})
+        owed = state.unvalidated if state else []
+        self._unvalidated = [None if rates is None else ErrorRates(**rates) for rates in owed]
+        """The training error of an epoch that is over and whose validation was interrupted; else nothing."""
         self._learner = make_learner(settings, classes=len(self._info.opened.classes), device=device, group=group)
         if saved is not None:
             fingerprint = self._info.opened.fingerprint
@@ -110,8 +124,12 @@ class TrainerService:
                 )
             )
         if self._leads:
-            delivered = self._receipt.delivered if settings.receipt == "pixels" else 0
-            cut_lines(run_dir, step=self._step, epochs=self._receipt.epoch, samples=delivered)
+            planned = self._receipt.delivered + self._receipt.skipped if settings.receipt == "pixels" else 0
+            over = self._receipt.epoch
+            validated = over - len(self._unvalidated)
+            cut_lines(run_dir, step=self._step, epochs=over, validated=validated, samples=planned)
+            may_skip = self._skipping.most if settings.on_corrupt == "skip" else 0
+            telemetry.gauge("fourstage_corrupt_budget_samples").set(may_skip)
         self._meter = telemetry.meter("train")
         copy_meter = telemetry.meter("copy")
         self._report = Report(
@@ -138,6 +156,12 @@ class TrainerService:
         """Train. Returns how it ended: ``done`` or ``interrupted``."""
         end = self._info.opened.end
         validated_at = None
+        if self._unvalidated:
+            rates, self._unvalidated = self._unvalidated[0], []
+            # The checkpoint that we go on from does not know it yet.
+            self._saved_step = -1
+            self._close_epoch(rates)
+            validated_at = self._step
         while self._step < end:
             self._waiting_since = mark = time.monotonic()
             self._turn()
@@ -157,18 +181,25 @@ class TrainerService:
             elif decision.save:
                 self._save()
             self._tell("running")
-        interrupted = self._step < end
+        interrupted = self._step < end or bool(self._unvalidated)
         self._flush()
         if not interrupted and validated_at != self._step and self._step:
             rates = self._learner.rates()
-            self._report.epoch(self._receipt.epoch, rates, self._validate())
+            try:
+                self._report.epoch(self._receipt.epoch, rates, self._validate())
+            except _InterruptedError:
+                interrupted = True
         self._save()
         state = "interrupted" if interrupted else "done"
         duplicates = int(self._group.total(torch.tensor(self._batches.duplicates)))
         self._tell(state, force=True)
         self._report.summary(
             state,
-            receipt={"digest": self._receipt.digest.hex(), "delivered": self._receipt.delivered},
+            receipt={
+                "digest": self._receipt.digest.hex(),
+                "delivered": self._receipt.delivered,
+                "corrupt": self._receipt.skipped,
+            },
             duplicates=duplicates,
             exchanged=self._exchanged(),
         )
@@ -221,11 +252,14 @@ class TrainerService:
     def _train(self, item: DeviceBatch, decision: Decision, began: float, waited: float) -> None:
         batch = item.batch
         whole = self._plan.place(batch.seq)
+        skipped = self._skipping.charge(batch, whole, decision)
+        rows = whole.rows - len(skipped)
+        if not rows:
+            raise nothing_left(batch.seq, skipped)
         rate = self._schedule.rate(whole.epoch)
-        loss = self._learner.train(
-            item.images, item.labels, step=batch.seq, first_row=batch.place.first - whole.first, rows=whole.rows,
-            rate=rate,
-        )  # fmt: skip
+        # Closed up, so that dropout and loss are those of a batch that was planned without what was skipped.
+        first_row = decision.closed_up(batch.place.first - whole.first)
+        loss = self._learner.train(item.images, item.labels, step=batch.seq, first_row=first_row, rows=rows, rate=rate)
         self._copy.recycle(item)
         if (column := self._group.column) is not None:
             self._report.exchanged(column.traffic.forward_bytes, column.traffic.backward_bytes)
@@ -234,13 +268,14 @@ class TrainerService:
         ended = time.monotonic()
         self._step = batch.seq + 1
         digest = batch_digest(batch.seq, decision.samples)
-        self._receipt.add(digest, whole.rows, last_of_epoch=self._step % self._plan.batches_per_epoch == 0)
+        corrupt = [sample.key for sample in skipped]
+        self._receipt.add(digest, rows, corrupt, last_of_epoch=self._step % self._plan.batches_per_epoch == 0)
         self._batches.train_on(batch.seq)
         self._meter.done(ended - began, items=len(batch.keys), size=0)
         self._passed(item, self._settings.train_split, began, ended)
         line = {
             "step": self._step, "epoch": whole.epoch, "learning_rate": rate, "seconds": ended - began,
-            "waited": waited, "rows": whole.rows, "digest": digest.hex(),
+            "waited": waited, "rows": rows, "corrupt": corrupt, "digest": digest.hex(),
             "samples": short_digests(decision.samples) if self._receipt.covers == "pixels" else b"",
         }  # fmt: skip
         self._pending = (line, loss)
@@ -264,7 +299,16 @@ class TrainerService:
         for line in self._receipt.lines:
             self._report.receipt(line, self._batches.duplicates)
         self._receipt.lines.clear()
-        validation = self._validate()
+        self._close_epoch(rates)
+
+    def _close_epoch(self, rates: ErrorRates | None) -> None:
+        """Validate and judge the epoch that is over. Interrupted, all of it is left to the run that goes on: whether
+        the learning rate drops may depend on it."""
+        try:
+            validation = self._validate()
+        except _InterruptedError:
+            self._unvalidated = [rates]
+            return
         epoch = self._receipt.epoch - 1
         self._report.epoch(epoch, rates, validation)
         judged = rates if self._validation is None else validation
@@ -273,15 +317,20 @@ class TrainerService:
             self._save()
 
     def _validate(self) -> ErrorRates | None:
-        if self._validation is None or self._validation_copy is None:
+        """Raises _InterruptedError where the run is told to stop."""
+        if self._validation is None or self._validation_copy is None or self._validation_skipping is None:
             return None
         stream, info = self._validation
+        plan = BatchPlan(info.opened.samples, info.plan.batch_size, info.plan.remainder)
+        self._validation_skipping.begin()
         self._tell("validating", force=True)
         for _ in range(info.plan.batches_per_epoch):
             self._turn()
             item = self._validation_copy.next(self._stop, self._turn)
-            if not self._agree(item, info).go or item is None:
-                return None
+            decision = self._agree(item, info)
+            if not decision.go or item is None:
+                raise _InterruptedError
+            self._validation_skipping.charge(item.batch, plan.place(item.batch.seq), decision)
             began = time.monotonic()
             self._learner.test(item.images, item.labels)
             self._validation_copy.recycle(item)
@@ -308,6 +357,7 @@ class TrainerService:
         self._report.stages = self._intake.stages
         self._report.on_the_way = self._intake.on_the_way
         self._report.waiting = self._intake.waiting
+        self._report.skipped = self._receipt.skipped
         self._report.status(state, self._batches.waiting, force=force)
 
     def _passed(self, item: DeviceBatch, split: str, began: float, ended: float) -> None:
@@ -324,7 +374,8 @@ class TrainerService:
         if self._saved_step == self._step:
             return
         self._flush()
-        self._report.flush()
+        # What the checkpoint counts must be there with it.
+        self._report.flush(durable=True)
         model, optimizer = self._learner.state()
         if self._leads:
             state = checkpoint.CheckpointState(
@@ -337,6 +388,8 @@ class TrainerService:
                 identity=self._batches.identity.hex(),
                 settings=pinned_settings(self._settings),
                 schedule=self._schedule.state(),
+                unvalidated=[None if rates is None else asdict(rates) for rates in self._unvalidated],
+                budget=self._skipping.state(),
             )
             began = time.monotonic()
             checkpoint.save(
@@ -356,6 +409,12 @@ class TrainerService:
                 f"the trainers found checkpoints of different steps: {sorted(steps)}",
                 hint="every trainer must see the same run directory",
             )
+
+    def _skipping_of(self, split: str, info: StreamInfo, state: Mapping[str, Any]) -> Skipping:
+        return Skipping(
+            self._settings, split=split, samples=info.opened.samples, state=state, group=self._group,
+            telemetry=self._telemetry,
+        )  # fmt: skip
 
     def _largest_batch(self, info: StreamInfo) -> int:
         return min(info.plan.batch_size, info.opened.samples)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from fourstage.telemetry import StageMeter
-from fourstage.trainer.encoded import PixelDecoder
+from fourstage.trainer.encoded import PixelDecoder, decode
 from fourstage.trainer.finish import Finish
 from fourstage.trainer.inbox import FeedBatch
 from fourstage.trainer.registration import Registrations, cuda_runtime
+from fourstage.wire.messages import OnCorrupt
 
 
 class Upload:
@@ -19,12 +20,13 @@ class Upload:
 
     def __init__(
         self, finish: Finish, *, rows: int, crop: int, buffers: int, device: torch.device, meter: StageMeter,
-        decoder: PixelDecoder | None = None,
+        decoder: PixelDecoder | None = None, on_corrupt: OnCorrupt = "fail",
     ) -> None:  # fmt: skip
         """rows: of the largest batch. buffers: batches that training may hold at a time, numbered from 0. decoder: on
-        the device, of batches that come as JPEG bytes."""
+        the device, of batches that come as JPEG bytes. on_corrupt: what it does with those that it cannot decode."""
         self._finish = finish
         self._decoder = decoder
+        self._on_corrupt = on_corrupt
         self._device = device
         self._meter = meter
         self._registrations = Registrations(cuda_runtime(device))
@@ -52,17 +54,17 @@ class Upload:
         """Upload a batch, give its slot back, finish it; returns its labels and when a stream may read both.
 
         pixels: the batch's, uint8 (rows, crop, crop, 3) on the CPU; with a decoder none. out: float32
-        (rows, crop, crop, 3) on the device, what ``buffer`` holds. The labels are int64 (rows,) on the device.
+        (most rows, crop, crop, 3) on the device, what ``buffer`` holds. The labels are int64 (rows,) on the device.
         """
-        rows = len(batch.keys)
-        labels = self._labels[buffer][:rows]
-        self._host_labels.numpy()[:rows] = batch.labels
         with torch.cuda.stream(self._stream):
             with self._registrations.reading(batch.arena) as registered:
                 if self._decoder is not None:
-                    self._decoder(batch, self._pixels[:rows])
-                else:
+                    decode(self._decoder, batch, self._pixels, self._on_corrupt)
+                rows = len(batch.keys)
+                if self._decoder is None:
                     self._pixels[:rows].copy_(pixels if registered else self._staged(pixels), non_blocking=True)
+                labels = self._labels[buffer][:rows]
+                self._host_labels.numpy()[:rows] = batch.labels
                 labels.copy_(self._host_labels[:rows], non_blocking=True)
                 self._uploaded.record(self._stream)
                 # PyTorch guards only memory that it locked itself: our own event says when the slot was read.
@@ -71,8 +73,9 @@ class Upload:
                 self._meter.uploaded("registered" if registered else "staged", pixels.nbytes)
             batch.release()
             self._finish(
-                self._pixels[:rows], batch.offsets, batch.reflections, batch.shifts, out, epoch=batch.place.epoch
-            )
+                self._pixels[:rows], batch.offsets, batch.reflections, batch.shifts, out[:rows],
+                epoch=batch.place.epoch,
+            )  # fmt: skip
             self._ready[buffer].record(self._stream)
         return labels, self._ready[buffer]
 

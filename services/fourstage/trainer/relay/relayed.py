@@ -16,6 +16,7 @@ from fourstage.wire.messages import Batch, Close, Failed, Holds, Open, Opened
 
 _DEFINING = (
     "split", "view", "batch_size", "remainder", "shuffle", "seed", "rank", "world", "start", "epochs", "end",
+    "on_corrupt",
 )  # fmt: skip
 """Fields of OPEN that decide what the batches are."""
 

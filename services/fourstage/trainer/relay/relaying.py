@@ -5,6 +5,8 @@ import dataclasses
 import threading
 import time
 
+import numpy as np
+
 from fourstage.arena import Arena
 from fourstage.errors import CorruptSampleError, FourstageError, PeerError, PeerLostError
 from fourstage.trainer.inbox import Draws, FeedBatch, Inbox, StreamInfo
@@ -129,14 +131,14 @@ class RelayingInbox(OverInbox):
             session=self._arenas[batch.arena] if batch.arena else 0,
             number=number,
             slot=batch.slot,
-            rows=len(batch.keys),
+            rows=batch.place.rows,
             identity=batch.identity,
             code=bytes(CODE_BYTES),
+            skipped=tuple(sample.row for sample in batch.skipped),
             # Its way to here is told by this trainer alone.
             times=Times(),
         )
-        samples = Samples(batch.indices.astype("<i8").tobytes(), batch.labels.astype("<i4").tobytes(), batch.keys)
-        draws = Draws(batch.offsets, batch.reflections, batch.shifts)
+        samples, draws = _as_planned(batch)
         arenas = b"".join(ARENA.pack(number, arena.slots, arena.slot_bytes) for arena, number in self._arenas.items())
         payload: list[memoryview | bytes] = [encode_body(samples), draws.pack(), arenas]
         if batch.arena is None:
@@ -209,6 +211,23 @@ class RelayingInbox(OverInbox):
         with self._loans_lock:
             free = self._loans.end_there()
         _release(free)
+
+
+def _as_planned(batch: FeedBatch) -> tuple[Samples, Draws]:
+    """What the wire says of all planned rows; labels and draws of those that were skipped are zeros, for nobody looks
+    at them."""
+    keys, indices, labels = list(batch.keys), batch.indices, batch.labels
+    offsets, reflections, shifts = batch.offsets, batch.reflections, batch.shifts
+    if batch.skipped:
+        gaps = [sample.row - before for before, sample in enumerate(batch.skipped)]
+        indices = np.insert(indices, gaps, [sample.index for sample in batch.skipped])
+        labels = np.insert(labels, gaps, 0)
+        offsets, reflections = np.insert(offsets, gaps, 0, axis=0), np.insert(reflections, gaps, False)
+        shifts = np.insert(shifts, gaps, 0.0, axis=0)
+        for sample in batch.skipped:
+            keys.insert(sample.row, sample.key)
+    samples = Samples(indices.astype("<i8").tobytes(), labels.astype("<i4").tobytes(), tuple(keys))
+    return samples, Draws(offsets, reflections, shifts)
 
 
 def _release(batches: list[FeedBatch]) -> None:
