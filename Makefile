@@ -3,7 +3,9 @@
 #
 #   make run         the demo: photographs are drawn, stored, and learnt through all four stages
 #   make test        the tests, without the slow ones         make test-all   all of them
+#   make test-faults two hundred faults at random moments: the same bytes, or a stop in words
 #   make lint        ruff and mypy                            make bench      the pipeline against raw decoding
+#   make test-fuzz   a million hostile cases for every handler of a peer's bytes, an hour or less (FUZZ=... for others)
 #   make images      the two container images                 make up         the demo in containers (compose.yaml)
 #
 # TORCH_INDEX=URL takes PyTorch from another index, for example its CPU-only one, which saves gigabytes. Images have that
@@ -15,6 +17,8 @@ VENV ?= .venv
 TORCH_INDEX ?=
 RUN ?= runs/demo
 STORE ?= stores/demo
+FUZZ ?= --cases 1000000
+SEEDS ?= 200
 
 BIN := $(VENV)/bin
 # Lazily: only what uses it asks git and docker.
@@ -25,7 +29,7 @@ TORCH_GIVEN = $(filter command environment,$(origin TORCH_INDEX))
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test test-all lint bench images up clean
+.PHONY: run test test-all test-fuzz test-faults lint bench images up clean
 
 run: $(READY)
 	$(BIN)/fourstage demo --store $(STORE) --run-dir $(RUN)
@@ -35,6 +39,12 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/pytest -m "slow or not slow"
+
+test-faults: $(READY)
+	$(BIN)/python -m tests.faults --seeds $(SEEDS)
+
+test-fuzz: $(READY)
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 lint: $(READY)
 	$(BIN)/ruff check .

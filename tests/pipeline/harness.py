@@ -87,9 +87,9 @@ class Services:
     def start_loader(self) -> None:
         self._start("loader", "loader", "--store", str(self.store))
 
-    def start_augmenter(self, name: str, *, loader: str = "") -> None:
-        """loader: where it is reached, if not at its own address."""
-        self._start(name, "augmenter", "--name", name, loader=loader)
+    def start_augmenter(self, name: str, *, loader: str = "", keys: Path | None = None) -> None:
+        """loader: where it is reached, if not at its own address. keys: its own folder, if not its role's."""
+        self._start(name, "augmenter", "--name", name, loader=loader, keys=keys)
 
     def start_trainer(self, recipe: str, *flags: str) -> None:
         """A trainer whose run directory is ``run`` in the folder."""
@@ -118,10 +118,10 @@ class Services:
             return 0.0
         return page_metric(page, family, **labels)
 
-    def _start(self, name: str, *arguments: str, loader: str = "") -> None:
+    def _start(self, name: str, *arguments: str, loader: str = "", keys: Path | None = None) -> None:
         overrides = [f"loader.address={loader or self.address}", f"sockets={self.folder}", *self.settings]
         if self.keys is not None:
-            overrides.append(f"keys={self.keys / arguments[0]}")
+            overrides.append(f"keys={keys or self.keys / arguments[0]}")
         flags = [part for override in overrides for part in ("--set", override)]
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(

@@ -49,7 +49,7 @@ def test_a_batch_that_overtakes_the_streams_opening_is_not_lost(tmp_path: Path) 
         receiver="", side="", worker=b"", on_corrupt="fail", secret=bytes(16),
     )  # fmt: skip
     with Bound(f"ipc://{tmp_path / 'loader'}") as loader:
-        feed = Feed(loader.address, name="test", sockets=tmp_path)
+        feed = Feed(loader.address, trainers=loader.address, name="test", sockets=tmp_path)
         try:
             inbox = feed.open(request)
             trainer, hello = heard(loader, Hello)
@@ -72,7 +72,10 @@ def test_a_batch_that_overtakes_the_streams_opening_is_not_lost(tmp_path: Path) 
                 pixels = np.arange(SAMPLES * CROP * CROP * 3, dtype=np.uint8).tobytes()
                 batch = Batch(
                     stream=opening.stream, seq=0, session=1, number=1, slot=-1, rows=SAMPLES, identity=b"i",
-                    code=lease_code(opening.secret, opening.stream, 0, greeting.peer),
+                    code=lease_code(
+                        opening.secret, stream=opening.stream, seq=0, worker=greeting.peer, identity=b"i",
+                        samples=encode_body(samples),
+                    ),
                 )  # fmt: skip
                 worker.send(batch, [encode_body(samples), bytes(21 * SAMPLES), pixels])
                 worker.send(greeting)

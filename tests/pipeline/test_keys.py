@@ -1,8 +1,10 @@
 """A service over TCP with keys, as processes of their own: the same batches, and nothing for anybody else."""
 
+import base64
 import json
 import signal
 import socket
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -72,7 +74,7 @@ def test_a_run_with_keys_has_the_same_bytes_and_a_stranger_gets_none(
         start_stranger(running, other_keys)
         running.start_trainer("drain")
         assert running.processes["trainer"].wait(120) == 0, log_of(running, "trainer")
-        assert running.metric("loader", "fourstage_refused_handshakes_total") >= 1
+        assert running.metric("loader", "fourstage_refused_handshakes_total", reason="wrong server") >= 1
         assert running.metric("loader", "fourstage_peers", role="augmenter") == 2
         assert running.metric("stranger", "fourstage_batches_total", stage="transform") == 0
         assert running.processes["stranger"].poll() is None
@@ -127,3 +129,84 @@ def test_a_process_with_wrong_keys_ends_in_words(store: Path, tmp_path: Path, ke
         assert done.returncode == 2
         assert words in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr
+
+
+def test_nothing_that_a_run_shows_or_writes_holds_a_secret(store: Path, tmp_path: Path, keys: Path) -> None:
+    secrets_ = [
+        line.split('"')[1].encode()
+        for path in keys.rglob("*.key_secret")
+        for line in path.read_text().splitlines()
+        if "secret-key" in line
+    ]
+    assert len(secrets_) == 3
+    with services(store, tmp_path, 1, [*RUN, "transport=inline"], loader=free_address(), keys=keys) as running:
+        with_keys = {"augmenter.crop": CROP, "transport": "inline", "keys": str(keys / "trainer")}
+        with BatchStream(running.address, batch_size=BATCH, settings=with_keys) as stream:
+            next(iter(stream))
+            (inbox,) = stream._source._feed._inboxes.values()
+            secret = inbox.spec.secret
+            secrets_ += [secret, secret.hex().encode(), base64.b64encode(secret), repr(secret)[2:-1].encode()]
+        running.start_trainer("drain")
+        eventually(lambda: "run" in [path.name for path in tmp_path.iterdir()], "the run's folder")
+        shown = {}
+        for name in ("loader", "augmenter-0", "trainer"):
+            eventually((tmp_path / f"{name}.json").exists, f"{name} is up")
+            page = json.loads((tmp_path / f"{name}.json").read_text())["metrics"]
+            for part in ("metrics", "healthz"):
+                with urllib.request.urlopen(f"{page}/{part}", timeout=10) as answer:
+                    shown[f"{name} {part}"] = answer.read()
+        assert running.processes["trainer"].wait(120) == 0, log_of(running, "trainer")
+    shown |= {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {"settings.toml", "status.json", "summary.json", "loader.log", "loader.json"} <= {
+        Path(n).name for n in shown
+    }
+    for name, data in shown.items():
+        for secret in secrets_:
+            assert secret not in data, name
+
+
+def test_keys_are_added_and_revoked_by_name(tmp_path: Path) -> None:
+    copy = tmp_path / "keys"
+    assert fourstage("keys", "init", str(copy)).returncode == 0
+    added = fourstage("keys", "add", str(copy), "augmenter-7")
+    assert added.returncode == 0, added.stderr
+    assert f"made {copy / 'augmenter-7'}" in added.stdout
+    assert str(copy / "loader" / "peers" / "augmenter-7.key") in added.stdout
+    again = fourstage("keys", "add", str(copy), "augmenter-7")
+    assert again.returncode == 2
+    assert "has a peer augmenter-7 already" in again.stderr
+    revoked = fourstage("keys", "revoke", str(copy), "augmenter-7")
+    assert revoked.returncode == 0, revoked.stderr
+    assert not list(copy.rglob("augmenter-7*"))
+    for wrong in (("add", "loader-2"), ("revoke", "augmenter-9")):
+        done = fourstage("keys", wrong[0], str(copy), wrong[1])
+        assert done.returncode == 2
+        assert repr(wrong[1]) in done.stderr
+
+
+@pytest.mark.parametrize("role", ["loader", "trainer", "augmenter"])
+def test_nothing_leaves_the_machine_without_keys(store: Path, tmp_path: Path, role: str) -> None:
+    arguments = {
+        "loader": ["--store", str(store)],
+        "trainer": ["--run-dir", str(tmp_path / "run"), "--settings", "drain"],
+        "augmenter": [],
+    }[role]
+    done = fourstage(role, *arguments, "--set", "loader.address=tcp://192.0.2.1:5555")
+    assert done.returncode == 2
+    for words in ("'tcp://192.0.2.1:5555'", "fourstage keys init DIR", f"FOURSTAGE_KEYS=DIR/{role}"):
+        assert words in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(SettingsError, match="fourstage keys init DIR"):
+        BatchStream("tcp://192.0.2.1:5555", timeout=1.0)
+
+
+def test_a_receiver_elsewhere_needs_keys_and_no_local_run_has_one(store: Path, tmp_path: Path) -> None:
+    run_dir = ("--run-dir", str(tmp_path / "run"))
+    elsewhere = ("--set", "receiver=tcp://192.0.2.1:5555")
+    done = fourstage("trainer", *run_dir, "--settings", "drain", *elsewhere)
+    assert done.returncode == 2
+    assert "receiver = 'tcp://192.0.2.1:5555'" in done.stderr
+    done = fourstage("run", "--store", str(store), *run_dir, "--recipe", "drain", *elsewhere)
+    assert done.returncode == 2
+    assert "never leave this machine" in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -37,7 +37,7 @@ def test_every_batch_that_was_used_is_told_to_both_sides_without_a_heartbeat(tmp
         receiver="", side="", worker=b"", on_corrupt="fail", secret=bytes(16),
     )  # fmt: skip
     with Bound(f"ipc://{tmp_path / 'loader'}") as loader:
-        feed = Feed(loader.address, name="test", sockets=tmp_path)
+        feed = Feed(loader.address, trainers=loader.address, name="test", sockets=tmp_path)
         try:
             inbox = feed.open(request)
             trainer, hello = heard(loader, Hello)
@@ -70,7 +70,10 @@ def test_every_batch_that_was_used_is_told_to_both_sides_without_a_heartbeat(tmp
                     )
                     message = Batch(
                         stream=opening.stream, seq=seq, session=1, number=seq + 1, slot=-1, rows=ROWS, identity=b"i",
-                        code=lease_code(opening.secret, opening.stream, seq, greeting.peer),
+                        code=lease_code(
+                            opening.secret, stream=opening.stream, seq=seq, worker=greeting.peer, identity=b"i",
+                            samples=encode_body(samples),
+                        ),
                     )  # fmt: skip
                     worker.send(message, [encode_body(samples), bytes(21 * ROWS), pixels])
                     # The next one is only sent once this one's slot is known to be free, and its use at the loader.

@@ -1,6 +1,7 @@
 """A run against a plain loop in one process: the same losses to the last bit, and a net that learns."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import cv2
@@ -20,8 +21,11 @@ from fourstage.trainer.optimizer import MomentumSGD
 from tests.pipeline.harness import CROP, complete_run, fourstage, lines, losses, start_run, write_photographs
 
 
-def plain_losses(store: Store, settings: Settings, steps: int) -> list[float]:
-    """The paper's recipe without any pipeline: one image after another, the random numbers as specified."""
+def plain_losses(store: Store, settings: Settings, steps: int, without: Collection[int] = ()) -> list[float]:
+    """The paper's recipe without any pipeline: one image after another, the random numbers as specified.
+
+    without: samples that are not there
+    """
     torch.set_num_threads(settings.train.threads)
     split, size, crop, batch_size = store.split("train"), store.size, settings.augmenter.crop, settings.batch_size
     network = build_network(settings.model, classes=len(store.classes), crop=crop, seed=settings.seed)
@@ -35,7 +39,8 @@ def plain_losses(store: Store, settings: Settings, steps: int) -> list[float]:
         ranks = np.random.Philox(key=[settings.seed, epoch], counter=[0, 0, 0, 1]).random_raw(-(-len(split) // 4) * 4)
         order = np.argsort(ranks[: len(split)], kind="stable")
         images = []
-        for position in range(first, first + batch_size):
+        positions = [place for place in range(first, first + batch_size) if order[place] not in without]
+        for position in positions:
             record = split.records[order[position]]
             with split.shards[int(record["shard"])].open("rb") as shard:
                 shard.seek(int(record["offset"]))
@@ -55,10 +60,10 @@ def plain_losses(store: Store, settings: Settings, steps: int) -> list[float]:
             shift = (terms[0] + terms[1] + terms[2]).astype(np.float32)
             images.append((crop_pixels.astype(np.float32) - mean) + shift)
         batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-        indices = order[first : first + batch_size]
+        indices = order[positions]
         labels = torch.from_numpy(split.labels(indices).astype(np.int64))
         logits = network(batch, DropoutKey(settings.seed, step))
-        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum") / batch_size
+        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum") / len(positions)
         network.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         rule.step(settings.train.learning_rate)
