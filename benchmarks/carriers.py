@@ -116,7 +116,14 @@ def carry(ends: Ends, seq: int) -> None:
     ends.up(Progress(STREAM, seq, (seq,)))
     ends.down(Holds(STREAM, 1, seq + 1, ()))
     ends.up(Progress(STREAM, seq + 1, ()))
-    ends.up(Beat(seq + 1, ((STREAM, seq + 1), (STREAM, seq + 2)), ((STREAM, 1, 3),), Usage(seq, 1.0, 1.0, 1.0)))
+    ends.up(
+        Beat(
+            seq + 1,
+            ((STREAM, seq + 1, bytes(16)), (STREAM, seq + 2, bytes(16))),
+            ((STREAM, 1, 3),),
+            Usage(seq, 1.0, 1.0, 1.0),
+        )
+    )
 
 
 def messages_cost(batches: int, *, one_core: bool = False) -> float:

@@ -73,7 +73,7 @@ def inline_rate(batches: int) -> float:
             if not sender.is_alive() and arrived == 0:
                 sys.exit("the sending process has ended")
             while (received := bound.receive()) is not None:
-                peer, message, payload = received
+                peer, message, payload, _ = received
                 if not isinstance(message, Batch) or len(payload[2]) != PIXEL_BYTES:
                     sys.exit(f"no batch: {message}")
                 decode_body(Samples, payload[0])

@@ -25,6 +25,7 @@ import zmq
 
 from fourstage.errors import PeerError
 from fourstage.views import View
+from fourstage.wire.addresses import beside
 from fourstage.wire.codec import decode, encode
 from fourstage.wire.messages import (
     PROTOCOL,
@@ -133,7 +134,7 @@ class Augmenter:
     seen: int = 0
     batches: int = 0
     free: dict[bytes, int] = field(default_factory=dict)
-    waiting: deque[tuple[bytes, int]] = field(default_factory=deque)
+    waiting: deque[tuple[bytes, int, bytes]] = field(default_factory=deque)
     busy: bool = False
     changed: bool = False
     beat_at: float = 0.0
@@ -145,13 +146,13 @@ class Augmenter:
         if self.free.get(lease.stream, 0) < 1:
             return
         self.free[lease.stream] -= 1
-        entry = (lease.stream, lease.seq)
+        entry = (lease.stream, lease.seq, lease.code)
         if lease.head:
             self.waiting.appendleft(entry)
         else:
             self.waiting.append(entry)
 
-    def beat(self, now: float, working: tuple[bytes, int] | None) -> None:
+    def beat(self, now: float, working: tuple[bytes, int, bytes] | None) -> None:
         """BEAT, and now and then PING."""
         held = (*([working] if working else []), *self.waiting)
         slots = tuple((stream, free, SLOTS) for stream, free in self.free.items())
@@ -172,7 +173,7 @@ class Players:
         self.leases = 0
         self._random = random.Random(0)
         self._trainers = {
-            spec.stream: Trainer(Connection(context, address), spec) for spec in map(open_, [rows] * streams)
+            spec.stream: Trainer(Connection(context, beside(address)), spec) for spec in map(open_, [rows] * streams)
         }
         self._augmenters = [Augmenter(Connection(context, address), f"played-{n}") for n in range(augmenters)]
         self._poll = select.epoll()
@@ -183,7 +184,7 @@ class Players:
             self._by_descriptor[descriptor] = player
             self._poll.register(descriptor, select.EPOLLIN)
         self._poll.register(sys.stdin.fileno(), select.EPOLLIN)
-        self._working: dict[int, tuple[bytes, int]] = {}
+        self._working: dict[int, tuple[bytes, int, bytes]] = {}
         """By the augmenter's place."""
         self._done: list[tuple[float, int]] = []
         now = time.monotonic()
@@ -268,7 +269,7 @@ class Players:
 
     def _finish(self, place: int) -> None:
         augmenter = self._augmenters[place]
-        stream, seq = self._working.pop(place)
+        stream, seq, _ = self._working.pop(place)
         augmenter.busy = False
         augmenter.batches += 1
         for owner in self._trainers[stream].take(seq, augmenter):

@@ -1,6 +1,7 @@
 """What the tests of BatchStream share: small streams, and the same batches computed without any of the pipeline."""
 
 import tarfile
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,15 @@ class Expected:
     def epoch(self, epoch: int, **arguments: Any) -> list[StreamBatch]:
         """Every batch of an epoch."""
         return [self.batch(number, epoch=epoch, **arguments) for number in range(BATCHES)]
+
+
+def without(batch: StreamBatch, keys: Collection[str]) -> StreamBatch:
+    """A batch closed up over some of its samples."""
+    there = [row for row, key in enumerate(batch["keys"]) if key not in keys]
+    return StreamBatch(
+        images=batch["images"][there], labels=batch["labels"][there], keys=[batch["keys"][row] for row in there],
+        positions=batch["positions"][there],
+    )  # fmt: skip
 
 
 def assert_same(received: list[StreamBatch], expected: list[StreamBatch]) -> None:

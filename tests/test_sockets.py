@@ -2,10 +2,14 @@
 
 import os
 import socket
+import stat
 import time
 from pathlib import Path
 
-from fourstage.process import remove_dead_sockets, socket_path
+import pytest
+
+from fourstage.errors import SettingsError
+from fourstage.process import private_folder, remove_dead_sockets, socket_path, sockets_folder
 from fourstage.wire import side
 
 LONG_AGO = time.time() - 3600
@@ -45,3 +49,24 @@ def test_a_new_socket_and_what_is_no_socket_of_ours_stay(tmp_path: Path) -> None
         os.utime(path, (LONG_AGO, LONG_AGO))
     remove_dead_sockets(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+def test_a_folder_of_sockets_is_this_users_alone(tmp_path: Path) -> None:
+    with sockets_folder("") as folder:
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    inside = private_folder(str(tmp_path))
+    assert stat.S_IMODE(inside.stat().st_mode) == 0o700
+    with sockets_folder(str(tmp_path / "new")) as folder:
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+def test_a_folder_where_others_could_put_sockets_of_theirs_is_refused(tmp_path: Path, mode: int) -> None:
+    tmp_path.chmod(mode)
+    words = f"mode {mode:04o}.*chmod 700"
+    with pytest.raises(SettingsError, match=words):
+        private_folder(str(tmp_path))
+    with pytest.raises(SettingsError, match=words), sockets_folder(str(tmp_path)):
+        pass
+    tmp_path.chmod(0o755)
+    private_folder(str(tmp_path))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,12 +18,14 @@ import pytest
 import torch
 
 from fourstage import BatchStream
-from fourstage.errors import CheckpointError, FourstageError, PeerLostError, SettingsError
+from fourstage.errors import CheckpointError, CorruptSampleError, FourstageError, PeerLostError, SettingsError
+from fourstage.order import permutation
 from fourstage.store.prepare import prepare
 from fourstage.stream import StreamBatch
 from fourstage.trainer.copy import slot_tensor
+from tests.decoding.stores import with_a_truncated_image
 from tests.pipeline.harness import CROP, SIZE, eventually, services, write_photographs
-from tests.streams import BATCH, BATCHES, PER_CLASS, SAMPLES, Expected, assert_same, make
+from tests.streams import BATCH, BATCHES, PER_CLASS, SAMPLES, SEED, Expected, assert_same, make, without
 
 
 @pytest.fixture(scope="module")
@@ -361,3 +364,61 @@ except ImportError as error:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout == 'BatchStream needs torch: pip install "fourstage[train]"\n', done.stderr
+
+
+@pytest.fixture(scope="module")
+def damaged(store: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[str]]:
+    """The store with images that cannot be decoded, and their keys: a whole batch of the first epoch, and one more."""
+    path = tmp_path_factory.mktemp("d") / "store"
+    shutil.copytree(store, path)
+    corrupt = permutation(SEED, 0, SAMPLES)[[3, *range(2 * BATCH, 3 * BATCH)]].tolist()
+    return path, {with_a_truncated_image(path, index) for index in corrupt}
+
+
+SKIP = {"on_corrupt": "skip", "corrupt_share": 0.5}
+
+
+def test_what_cannot_be_decoded_is_left_out_and_the_others_keep_their_draws(
+    damaged: tuple[Path, set[str]], expected: Expected
+) -> None:
+    path, keys = damaged
+    received, named = [], []
+    with make(path, workers=2, settings=SKIP) as stream:
+        for _ in range(2):
+            for batch in stream:
+                received.append(batch)
+                named.append(stream.skipped)
+        assert stream.skipped == ()
+    whole = expected.epoch(0) + expected.epoch(1)
+    assert_same(received, [without(batch, keys) for batch in whole])
+    assert named == [tuple(key for key in batch["keys"] if key in keys) for batch in whole]
+    assert len(received[2]["images"]) == len(received[2]["positions"]) == 0
+
+
+def test_a_loop_that_goes_on_from_a_state_has_the_budget_that_it_had(damaged: tuple[Path, set[str]]) -> None:
+    with make(damaged[0], workers=1, settings={**SKIP, "corrupt_count": 9}) as stream:
+        batches = iter(stream)
+        next(batches)
+        first = stream.state_dict()
+        assert stream.state_dict(again=True)["budget"]["known"] == []
+        list(batches)
+        every = stream.state_dict()
+    assert len(first["budget"]["known"]) == 1
+    assert len(every["budget"]["known"]) == 9
+    with make(damaged[0], workers=1, settings={**SKIP, "corrupt_count": 8}) as stream:
+        stream.load_state_dict(json.loads(json.dumps(first)))
+        with pytest.raises(CorruptSampleError, match=r"9 different samples .*: corrupt_count allows 8"):
+            list(stream)
+        stream.load_state_dict(every)
+        with pytest.raises(CorruptSampleError, match=r"9 different samples .*: corrupt_count allows 8"):
+            list(stream)
+
+
+def test_unless_told_otherwise_a_corrupt_sample_ends_the_loop_by_its_name(damaged: tuple[Path, set[str]]) -> None:
+    with make(damaged[0], workers=1) as stream, pytest.raises(CorruptSampleError, match="cannot be decoded"):
+        list(stream)
+
+
+def test_limits_of_what_is_never_left_out_are_refused(store: Path) -> None:
+    with pytest.raises(SettingsError, match="corrupt_count = 3 with on_corrupt"):
+        make(store, settings={"corrupt_count": 3})

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
 
-from fourstage.errors import PeerError, PeerLostError, SettingsError
+from fourstage.errors import FourstageError, PeerError, PeerLostError
 
 PAGE = mmap.PAGESIZE
 _F_SEAL_FUTURE_WRITE = 0x0010
@@ -41,19 +41,22 @@ class Arena:
     def create(cls, slots: int, slot_bytes: int) -> Self:
         """Make and map an arena; its pages take memory only once they are written.
 
-        slot_bytes: a multiple of the page size. Raises SettingsError where the system refuses the memory.
+        slot_bytes: a multiple of the page size. Raises FourstageError where the system refuses it: others may
+        have what this process has not.
         """
         size = slots * slot_bytes
-        descriptor = os.memfd_create("fourstage", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        descriptor = -1
         try:
+            descriptor = os.memfd_create("fourstage", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(descriptor, size)
             mapping = mmap.mmap(descriptor, size)
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
         except OSError as error:
-            os.close(descriptor)
-            raise SettingsError(
+            if descriptor >= 0:
+                os.close(descriptor)
+            raise FourstageError(
                 f"cannot map {slots} slots of {slot_bytes} bytes: {error.strerror}",
-                hint="raise the memory limit or lower batch_size",
+                hint="raise the limit of memory or of open files (ulimit), or lower batch_size",
             ) from error
         return cls(descriptor, slots, slot_bytes, mapping, memoryview(mapping))
 

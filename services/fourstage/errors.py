@@ -25,6 +25,12 @@ class SettingsError(FourstageError):
     exit_code = 2
 
 
+class StoppedError(FourstageError):
+    """A signal came before the first batch: there is nothing to save."""
+
+    exit_code = 130
+
+
 class StoreError(FourstageError):
     """The JPEG store is missing, incomplete, foreign or altered."""
 

@@ -92,6 +92,12 @@ METRICS = (
         roles=("loader",),
     ),
     Metric(
+        "fourstage_workers_refused_total",
+        "counter",
+        "Workers that a stream takes nothing from any more: a trainer's word, or their own.",
+        roles=("loader",),
+    ),
+    Metric(
         "fourstage_redispatched_total",
         "counter",
         "Leases that were not their batch's first.",
@@ -112,13 +118,20 @@ METRICS = (
     Metric(
         "fourstage_corrupt_samples_total",
         "counter",
-        "Stored images with the right checksum that could not be decoded.",
-        roles=("loader",),
+        "Different stored images with the right checksum that could not be decoded: by the trainer those that a run "
+        "goes without, by the loader one that ends a stream.",
+        roles=("loader", "trainer"),
     ),
     Metric(
         "fourstage_corrupt_budget_samples",
         "gauge",
-        "Corrupt images that a run may leave out before it fails.",
+        "Different corrupt images that a run may leave out before it fails; 0 where it fails by the first.",
+        roles=("loader", "trainer"),
+    ),
+    Metric(
+        "fourstage_reads_repeated_total",
+        "counter",
+        "Samples read again because a read failed, came short or brought other bytes than the checksum says.",
         roles=("loader",),
     ),
     Metric(
@@ -148,8 +161,20 @@ METRICS = (
     Metric(
         "fourstage_refused_handshakes_total",
         "counter",
-        "Connections over TCP that did not come about: an unknown key, a wrong one, or none where one is wanted.",
-        roles=("loader", "trainer"),
+        "Connections over TCP that did not come about: an unknown key, a key of another role, no key where one is "
+        "wanted (or one where none is), a client of a wrong server or with another one's bytes, another protocol.",
+        ("reason",),
+        (("key",), ("role",), ("no key",), ("wrong server",), ("protocol",)),
+        ("loader", "trainer"),
+    ),
+    Metric(
+        "fourstage_refused_messages_total",
+        "counter",
+        "Messages that were not taken: of a key that was revoked, of a role that has no business at the socket, of a "
+        "peer that says it is another, without an end.",
+        ("reason",),
+        (("revoked",), ("role",), ("peer",), ("unfinished",)),
+        ("loader", "trainer"),
     ),
     Metric(
         "fourstage_slots",

@@ -137,6 +137,10 @@ class Telemetry:
             raise TypeError(f"{name} is no histogram")
         return child
 
+    def refused(self, what: Literal["handshakes", "messages"], reason: str, number: int) -> None:
+        """So many connections or messages were refused."""
+        self.counter(f"fourstage_refused_{what}_total", reason).inc(number)
+
     def _child(self, name: str, labels: tuple[str, ...]) -> _Metric:
         """One time series, remembered: the library finds it in 3 microseconds."""
         child = self._children.get((name, labels))

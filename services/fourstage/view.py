@@ -89,6 +89,8 @@ def plain(status: dict[str, Any]) -> str:
         parts.append(f"loss {status['loss']:.4f}")
     if status["val"]:
         parts.append(f"val top-1 error {status['val']['top1_error']:.1%}")
+    if status.get("corrupt"):
+        parts.append(left_out(status["corrupt"]))
     parts += [f"{status['images_per_second']:,.0f} images/s", duration(status["seconds_left"]) + " left"]
     return ", ".join(parts) + f" | {status['bottleneck']}"
 
@@ -112,6 +114,8 @@ def render(status: dict[str, Any]) -> Group:
             figures.append(f"   {name} error: top-1 {rates['top1_error']:.1%}")
             if rates["top5_error"] is not None:
                 figures.append(f", top-5 {rates['top5_error']:.1%}")
+    if status.get("corrupt"):
+        figures.append(f"   {left_out(status['corrupt'])}", "bold red")
     table = Table(box=None, padding=(0, 1), header_style="dim")
     for title in ("stage", "busy", "", "no input", "no room", "batches"):
         table.add_column(title, no_wrap=True, justify="left" if title in ("stage", "") else "right")
@@ -164,9 +168,16 @@ def final_table(summary: dict[str, Any]) -> Table:
             f"{receipt['redispatched']} leases given again, {receipt['duplicates_dropped']} copies dropped",
         ),
     ]
+    if receipt["corrupt"]:
+        rows.append(("left out", f"{left_out(receipt['corrupt'])}: the receipt names them"))
     for name, value in rows:
         table.add_row(name, value)
     return table
+
+
+def left_out(samples: int) -> str:
+    """Samples of a run that were not trained on, in every epoch again."""
+    return f"{samples:,} sample{'s' if samples > 1 else ''} left out, which cannot be decoded"
 
 
 def duration(seconds: float | None) -> str:

@@ -25,7 +25,10 @@ _INCIDENTS = {
     "came twice": ("duplicates_dropped", SKY),
     "refused messages": ("peer_errors", PINK),
     "refused connections": ("refused_handshakes", GREY),
+    "refused keys": ("refused_messages", "#88CCEE"),
+    "refused workers": ("workers_refused", "#882255"),
     "corrupt images": ("corrupt_samples", "#332288"),
+    "read again": ("reads_repeated", "#117733"),
 }
 """By legend: the counter and its colour."""
 _HOPS = {"to-augmenter": BLUE, "to-trainer": ORANGE}

@@ -62,7 +62,7 @@ def receive(bound: Bound, seconds: float) -> list[float]:
     while len(rates) < WINDOWS and time.monotonic() - heard < _PATIENCE:
         waiter.wait(0.1)
         while (arrival := bound.receive()) is not None and len(rates) < WINDOWS:
-            peer, message, _ = arrival
+            peer, message = arrival.peer, arrival.message
             if not isinstance(message, Batch):
                 continue
             heard = now = time.monotonic()

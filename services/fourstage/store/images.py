@@ -25,6 +25,9 @@ MAX_PIXELS = 178_956_970
 
 SUBSAMPLING = "420"
 _JPEG_MAGIC = b"\xff\xd8\xff"
+_SCAN = b"\xff\xda"
+_MOST_SCANS = 100
+"""A progressive image has some ten."""
 _DIRECT = {"YCbCr", "Gray", "RGB"}
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 
@@ -57,6 +60,9 @@ class Converter:
         if not data:
             raise UnusableImageError("empty file")
         if data.startswith(_JPEG_MAGIC):
+            # Each scan passes over the whole image, and 30 bytes make one: a megabyte would take hours.
+            if (scans := data.count(_SCAN)) > _MOST_SCANS:
+                raise UnusableImageError(f"{scans} scans, more than {_MOST_SCANS}: taken for a decompression bomb")
             try:
                 height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
             except ValueError:

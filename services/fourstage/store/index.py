@@ -48,6 +48,9 @@ RECORD = np.dtype(
     ]
 )
 _HEADER = struct.Struct("<8sIIQQQ24x")
+_ASCII = 128
+LONGEST_KEY = 1024
+"""Characters, of a message's text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,31 @@ class Index:
 
     records: NDArray[np.void]
     key_bytes: NDArray[np.uint8]
+
+    def problem(self, shard_bytes: Sequence[int], classes: int) -> str:
+        """What a record says that cannot be, so that nobody who uses one reads where nothing is; empty: nothing.
+
+        Takes some 30 ms for ImageNet.
+        """
+        records, keys = self.records, len(self.key_bytes)
+        if not len(records):
+            return "has no samples"
+        shards = records["shard"]
+        if int(shards.max()) >= len(shard_bytes):
+            return f"names shard {int(shards.max())} of {len(shard_bytes)}"
+        # Each part by itself first: the sum of two huge ones may be small.
+        room = np.asarray(shard_bytes, np.uint64)[shards]
+        offset, size = records["offset"], records["size"]
+        if (offset > room).any() or (size > room - offset).any():
+            return "names samples beyond the end of their shards"
+        if int(records["label"].max()) >= classes:
+            return f"names class {int(records['label'].max())} of {classes}"
+        begin, length = records["key_offset"], records["key_size"]
+        if (begin > keys).any() or (length > np.uint64(keys) - begin).any() or int(length.max()) > LONGEST_KEY:
+            return "names keys that are not there"
+        if keys and int(self.key_bytes.max()) >= _ASCII:
+            return "has keys that are not ASCII"
+        return ""
 
     def key(self, position: int) -> str:
         """The key of the record at a position."""

@@ -16,6 +16,8 @@ MANIFEST_NAME = "store.json"
 
 Count = Annotated[int, Field(ge=0)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+SplitName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+"""Files are named by it."""
 
 
 class _Part(BaseModel):
@@ -48,10 +50,10 @@ class Manifest(_Part):
 
     format: Literal["fourstage-store"] = "fourstage-store"
     version: Literal[1] = 1
-    size: Annotated[int, Field(ge=1)]
+    size: Annotated[int, Field(ge=1, le=65_500)]
     quality: Annotated[int, Field(ge=1, le=100)]
-    classes: tuple[str, ...]
-    splits: dict[str, SplitEntry]
+    classes: Annotated[tuple[Annotated[str, Field(max_length=1024)], ...], Field(max_length=1_000_000)]
+    splits: Annotated[dict[SplitName, SplitEntry], Field(max_length=64)]
     statistics_sha256: Digest
 
     @property
@@ -84,7 +86,7 @@ def read_manifest(store: Path) -> Manifest:
         ) from error
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         found = values.get("format") if isinstance(values, dict) else values

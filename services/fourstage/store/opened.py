@@ -93,7 +93,12 @@ def open_store(path: Path | str) -> Store:
                 f"{path / name}.index has {len(index.records)} samples where store.json says {entry.images}",
                 hint=RESTORE,
             )
+        if problem := index.problem([shard.bytes for shard in entry.shards], len(manifest.classes)):
+            raise StoreError(f"{path / name}.index {problem}", hint=RESTORE)
         splits[name] = Split(name, tuple(path / shard.name for shard in entry.shards), index)
+    statistics = Statistics.load(path / STATISTICS_NAME)
+    if problem := statistics.problem(manifest.size):
+        raise StoreError(f"{path / STATISTICS_NAME} {problem}", hint=RESTORE)
     return Store(
         path=path,
         size=manifest.size,
@@ -101,7 +106,7 @@ def open_store(path: Path | str) -> Store:
         classes=manifest.classes,
         fingerprint=manifest.fingerprint,
         splits=splits,
-        statistics=Statistics.load(path / STATISTICS_NAME),
+        statistics=statistics,
     )
 
 

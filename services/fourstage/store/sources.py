@@ -14,6 +14,7 @@ from urllib.parse import quote_from_bytes
 
 from fourstage.errors import SettingsError
 from fourstage.store.archives import LeftOut, Listing, Member, list_files
+from fourstage.store.index import LONGEST_KEY
 from fourstage.store.labels import read_labels
 
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
@@ -85,9 +86,17 @@ def read_source(
         for name, member in members.items()
         if name in classes
     )
+    left_out += [
+        LeftOut(image.name, f"its key has {len(image.key)} characters") for image in images if _too_long(image)
+    ]
+    images = [image for image in images if not _too_long(image)]
     if not images:
         raise SettingsError(f"{source} holds no file that {labels or 'a class folder'} gives a class")
     return Source(tuple(images), tuple(sorted(left_out)))
+
+
+def _too_long(image: SourceImage) -> bool:
+    return len(image.key) > LONGEST_KEY
 
 
 def _inside(source: Path, listing: Listing, folder: str) -> Listing:

@@ -5,6 +5,7 @@ colour variance away, and decoding each image once more also proves that it can 
 """
 
 import io
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -64,6 +65,22 @@ class Statistics:
             product_sums=product_sums,
         )
 
+    def problem(self, size: int) -> str:
+        """What is not as the statistics of images of that size are; empty: nothing."""
+        image, square = (size, size, 3), (3, 3)
+        for name, shape, kind in (
+            ("mean", image, np.float32), ("covariance", square, np.float64), ("eigenvalues", (3,), np.float64),
+            ("eigenvectors", square, np.float64), ("pixel_sums", image, np.int64), ("product_sums", square, np.int64),
+        ):  # fmt: skip
+            array = getattr(self, name)
+            if not isinstance(array, np.ndarray):
+                return f"holds {name} that are no array"
+            if array.shape != shape or array.dtype != kind:
+                return f"holds {name} of {array.dtype} {array.shape}, not {np.dtype(kind)} {shape}"
+            if not np.isfinite(array).all():
+                return f"holds {name} that are not all numbers"
+        return ""
+
     def to_bytes(self) -> bytes:
         """A .npz file; equal statistics give equal bytes."""
         buffer = io.BytesIO()
@@ -84,6 +101,10 @@ class Statistics:
     def load(cls, path: Path) -> Self:
         """Read a ``statistics.npz``; raises StoreError where it is missing or damaged."""
         try:
+            with zipfile.ZipFile(path) as archive:
+                # Nothing in it is compressed, so what unpacks to more than the file has was not made here.
+                if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+                    raise ValueError("it unpacks to more than it is")
             with np.load(path, allow_pickle=False) as arrays:
                 fields: dict[str, Any] = {name: arrays[name] for name in arrays.files}
                 return cls(**fields | {"count": int(fields["count"])})
