@@ -95,9 +95,9 @@ class Inside:
         patch.object(time, "time", stepped).start()
 
     def loader(self) -> None:
-        from fourstage.loader.service import LoaderService
+        from fourstage.loader.serving import Serving
 
-        self.after(LoaderService, "_send_lease", Moment.LEASE)
+        self.after(Serving, "_send_lease", Moment.LEASE)
         real = os.preadv
 
         def failing(descriptor: int, buffers: Sequence[Any], offset: int, flags: int = 0) -> int:

@@ -83,7 +83,7 @@ def test_ever_new_names_on_one_connection_are_one_client(tmp_path: Path) -> None
     target._stop.turns = iter(range(9))
     target._service.run()
     assert len(target._service._clients) == 1
-    assert len(target._service._leases._workers) == 1
+    assert len(target._service._serving.leases._workers) == 1
     target.close()
 
 

@@ -527,6 +527,7 @@ def test_a_refused_worker_loses_its_leases_and_gets_no_more_of_that_stream() -> 
     books.join("liar", IDENTITY, 1.0)
     books.say("liar", free=9)
     assert books.give(100.0) == []
+    assert not books.refuse(S, "nobody that is here"), "ever new names would fill the books"
 
 
 def test_a_closed_stream_and_an_unknown_worker_are_not_an_error() -> None:

@@ -149,15 +149,15 @@ class Leases:
         return fresh
 
     def refuse(self, stream: StreamId, worker: Worker) -> bool:
-        """A worker gets no leases of the stream any more, and has none; whether that is news."""
-        book = self._streams.get(stream)
-        if book is None or worker in book.refused:
+        """A worker gets no leases of the stream any more, and has none; whether that is news. One that is not here is
+        passed over: who refuses it says so again."""
+        book, books = self._streams.get(stream), self._workers.get(worker)
+        if book is None or books is None or worker in book.refused:
             return False
         book.refused.add(worker)
-        if worker in self._workers:
-            for held, seq in sorted(self._workers[worker].holds):
-                if held == stream:
-                    self._let_go(worker, stream, seq)
+        for held, seq in sorted(books.holds):
+            if held == stream:
+                self._let_go(worker, stream, seq)
         return True
 
     # Workers
@@ -172,6 +172,8 @@ class Leases:
         """A worker is gone; its leases are free at once. Returns rows of batches that are now known to kill workers."""
         guilty = self._release(worker, died=died)
         self._remove(worker)
+        for book in self._streams.values():
+            book.refused.discard(worker)
         return guilty
 
     def tried(self, worker: Worker, stream: StreamId, seq: int, trial: tuple[int, int]) -> None:

@@ -52,7 +52,7 @@ class LoaderTarget:
             telemetry=telemetry,
             stop=self._stop,  # type: ignore[arg-type]  # A stop flag that lets the loop go round case by case.
         )
-        _read_at_once(self._service._read_ahead._reader)
+        _read_at_once(self._service._serving.read_ahead._reader)
         augmenters, trainers = laid.open[:2]
         self._wires = trainers, augmenters
         self._faults = Faults(telemetry)
@@ -99,7 +99,8 @@ class LoaderTarget:
                     self._side(dice)
                 yield self
                 self._faults.check()
-                self._numbers = max([self._numbers, *(w.numbers for w in self._service._leases._workers.values())])
+                workers = self._service._serving.leases._workers.values()
+                self._numbers = max([self._numbers, *(worker.numbers for worker in workers)])
 
     def _message(self, dice: Random) -> tuple[int, Frames]:
         """A message and the socket that it comes to: 0, the trainers', or 1."""
@@ -132,7 +133,7 @@ class LoaderTarget:
         return hello
 
     def _stream(self, dice: Random) -> bytes:
-        streams = list(self._service._streams)
+        streams = list(self._service._serving.streams)
         return dice.choice(streams) if streams and dice.random() < 0.97 else dice.randbytes(16)
 
     def _open(self, dice: Random, _client: object) -> Open:
@@ -159,7 +160,7 @@ class LoaderTarget:
 
     def _progress(self, dice: Random, _client: object) -> Progress:
         stream = self._stream(dice)
-        book = self._service._leases._streams.get(stream)
+        book = self._service._serving.leases._streams.get(stream)
         if book is None:
             return Progress(stream, dice.randrange(100), ())
         consumed = book.consumed + dice.choice((0, 0, 1, 1, 2, 50, -1))
@@ -173,8 +174,8 @@ class LoaderTarget:
         return Progress(stream, min(max(0, consumed), 2**53), arrived)
 
     def _beat(self, dice: Random, client: Any) -> Beat:
-        books = self._service._leases._workers.get(client.uuid)
-        streams = list(self._service._streams)
+        books = self._service._serving.leases._workers.get(client.uuid)
+        streams = list(self._service._serving.streams)
         seen = (books.numbers if books else 0) + dice.choice((0, 0, 0, 0, -1, 1))
         held = tuple((*entry, bytes(16)) for entry in (sorted(books.holds) if books else ()) if dice.random() < 0.8)
         if dice.random() < 0.2:
@@ -188,12 +189,12 @@ class LoaderTarget:
 
     def _code(self, uuid: bytes, seq: int, worker: bytes) -> bytes:
         """What proves that a worker was given a batch, where there is such a batch."""
-        stream = self._service._streams.get(uuid)
+        stream = self._service._serving.streams.get(uuid)
         slotted = stream.slotted.get(seq) if stream else None
         return code_of(stream.spec, seq, worker, slotted.samples) if stream and slotted else bytes(16)
 
     def _batch(self, dice: Random, client: Any) -> tuple[bytes, int]:
-        books = self._service._leases._workers.get(client.uuid)
+        books = self._service._serving.leases._workers.get(client.uuid)
         held = sorted(books.holds) if books else []
         return dice.choice(held) if held and dice.random() < 0.7 else (self._stream(dice), dice.randrange(60))
 
