@@ -130,7 +130,7 @@ def test_ten_thousand_reconnects_do_not_fill_the_feed(tmp_path: Path) -> None:
         target._wire.give([b"connection-%d" % number, *frames_of(hello)])
         if number % 100 == 0:
             target._feed._turn()
-    assert len(target._feed._known) <= 4096
+    assert len(target._feed._workers._known) <= 4096
     target.close()
 
 
@@ -144,7 +144,7 @@ def test_batches_of_a_stream_that_is_never_opened_are_not_kept_without_end(tmp_p
         target._wire.give([b"connection", *frames_of(batch, [bytes(1 << 16)])])
     for _ in range(20):
         target._feed._turn()
-    assert 0 < len(target._feed._early) <= 256
+    assert 0 < len(target._feed._workers._early) <= 256
     target.close()
 
 

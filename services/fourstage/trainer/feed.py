@@ -11,16 +11,12 @@ import secrets
 import socket
 import threading
 import time
-from dataclasses import dataclass, field
-from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
 import numpy as np
 
-import fourstage
-from fourstage.arena import Arena
 from fourstage.errors import CorruptSampleError, FourstageError, PeerError, PeerLostError
 from fourstage.process import socket_path
 from fourstage.telemetry import Telemetry
@@ -28,32 +24,24 @@ from fourstage.trace import Passage
 from fourstage.trainer.addresses import receiver_addresses
 from fourstage.trainer.encoded import Decoding
 from fourstage.trainer.inbox import Inbox
-from fourstage.trainer.senders import Senders
-from fourstage.wire import side
+from fourstage.trainer.workers import Workers
 from fourstage.wire.addresses import AUTO, check_reach
-from fourstage.wire.codes import SECRET_BYTES, equal, lease_code
+from fourstage.wire.codes import SECRET_BYTES
 from fourstage.wire.door import Door, Introduced
 from fourstage.wire.link import LoaderLink
 from fourstage.wire.messages import (
-    MOST_REFUSED,
-    Batch,
     Close,
     Failed,
-    Hello,
-    Holds,
     Message,
     Open,
     Opened,
     Progress,
-    Refused,
     Stages,
     Times,
     Welcome,
-    Who,
 )  # fmt: skip
-from fourstage.wire.refusals import Quiet
 from fourstage.wire.security import FOR_BATCHES, Security
-from fourstage.wire.sockets import Arrival, Bound, Payload, Peer, Waiter
+from fourstage.wire.sockets import Bound, Payload, Waiter
 
 log = logging.getLogger(__name__)
 
@@ -61,34 +49,8 @@ LOADER_PATIENCE_SECONDS = 60.0
 """A loader that stays away for this long ends the run; restarting one takes seconds."""
 _LARGEST_BATCH = 1 << 31
 _TURN_SECONDS = 0.2
-_MESSAGES_OF_A_TURN = 1024
-"""Nobody who speaks without end keeps this thread from all else."""
-_LONGEST_SETTLE_SECONDS = 0.008
-_SETTLES_OF_A_BATCH = 4
-"""Peers are told of a change a quarter of the time later that one augmenter takes for a batch: one that comes, gives
-its slot back and is used by then costs one waking and one message to each of them, not three. The augmenter has
-another slot meanwhile."""
-_MOST_EARLY = 256
-"""Batches of streams whose OPENED has not come."""
-_MOST_CONNECTIONS = 4096
-"""Augmenters' connections that are known; each reconnect is another one."""
 _AWAY_SECONDS = 2.0
 """A loader that is restarted at once is found again sooner."""
-
-
-@dataclass(slots=True)
-class _Source:
-    """One augmenter's share in one stream."""
-
-    name: str
-    peer: Peer = b""
-    session: int = 0
-    seen: int = 0
-    came: float = 0.0
-    """When its last batch came, in monotonic seconds."""
-    arena: Arena | None = None
-    held: dict[int, int] = field(default_factory=dict)
-    """Batches that lie here, and their slots; -1: inline."""
 
 
 class Feed:
@@ -123,7 +85,6 @@ class Feed:
         self._address = address
         self._patience = patience
         self._telemetry = telemetry
-        self._uuid = secrets.token_bytes(16)
         bind, self._advertised = receiver_addresses(receiver, address, sockets, receiver_bind)
         if self._advertised:
             check_reach(self._advertised, role="trainer", has_keys=security is not None, what="receiver")
@@ -151,19 +112,12 @@ class Feed:
         self._to_open: list[Inbox] = []
         self._to_close: list[Inbox] = []
         self._inboxes: dict[bytes, Inbox] = {}
-        self._sources: dict[tuple[bytes, bytes], _Source] = {}
-        """By worker and stream."""
-        self._known: dict[Peer, Hello] = {}
-        self._senders = Senders()
-        self._quiet = Quiet()
         self._told: dict[bytes, Progress] = {}
-        self._refused: dict[bytes, None] = {}
-        """Workers of which nothing is taken any more, in the order of their faults."""
-        self._early: list[Arrival] = []
-        self._dirty: set[tuple[bytes, bytes]] = set()
-        """Sources of whose holdings something is to be told."""
+        self._workers = Workers(
+            self._socket, self._door, self._link, self._inboxes, peer=secrets.token_bytes(16), passage=self._passage,
+            telemetry=telemetry,
+        )  # fmt: skip
         self._next_beat = 0.0
-        self._settle = 0.0
         self._tell_at: float | None = None
         """When changes are told; None: there are none."""
         self._stopping = False
@@ -246,9 +200,9 @@ class Feed:
             os.eventfd_read(self._wake)
         for event in self._door.events(readable):
             if isinstance(event, Introduced):
-                self._on_introduced(event)
+                self._workers.introduce(event)
             else:
-                self._on_death(event.key)
+                self._workers.bury(event.key)
         self._take_orders()
         for message, payload in self._link.turn(now):
             try:
@@ -261,7 +215,7 @@ class Feed:
                 f"no loader answers at {self._address} since {now - self._link.lost_since:.0f} s",
                 hint=self._link.trouble or "start one with fourstage loader, or correct loader.address",
             )
-        came = self._take_batches()
+        came = self._workers.hear()
         if self._taker is not None:
             came |= self._taker.turn(now, self._inboxes, self._passage)
         beat = now >= self._next_beat
@@ -272,39 +226,12 @@ class Feed:
             if beat:
                 self._next_beat = now + self._link.heartbeat
         elif self._tell_at is None and (came or self._wake in readable):
-            self._tell_at = now + self._settle
-
-    def _take_batches(self) -> bool:
-        """Hear the augmenters; whether anything came."""
-        early, self._early = self._early, []
-        came = False
-        for arrival in chain(early, islice(iter(self._socket.receive, None), _MESSAGES_OF_A_TURN)):
-            came = True
-            if (touched := self._on_augmenter(arrival)) is not None:
-                self._dirty.add(touched)
-        for worker in self._senders.forget(self._socket.revoked()):
-            log.warning("worker %s is forgotten: its key is let in no more", worker.hex()[:8])
-            self._known = {peer: hello for peer, hello in self._known.items() if hello.peer != worker}
-            for key in [key for key in self._sources if key[0] == worker]:
-                self._door.drop(key)
-                self._on_death(key)
-        return came
+            self._tell_at = now + self._workers.settle
 
     def _tell(self, beat: bool) -> None:
         """Say what has changed, or with the heartbeat everything: to augmenters what is held of theirs, to the loader
         how far each stream is."""
-        for uuid, inbox in self._inboxes.items():
-            for batch in inbox.released():
-                if source := self._sources.get((batch.source, uuid)):
-                    source.held.pop(batch.seq, None)
-                    if source.held or source.peer:
-                        self._dirty.add((batch.source, uuid))
-                    else:
-                        self._drop_source((batch.source, uuid))
-        dirty, self._dirty = self._dirty, set()
-        for key in list(self._sources) if beat else dirty:
-            if source := self._sources.get(key):
-                self._send_holds(key, source)
+        self._workers.tell(beat)
         for inbox in self._inboxes.values():
             self._send_progress(inbox, beat)
 
@@ -321,8 +248,7 @@ class Feed:
                 continue
             self._told.pop(uuid, None)
             self._link.send(Close(uuid))
-            for key in [key for key in self._sources if key[1] == uuid]:
-                self._drop_source(key)
+            self._workers.drop(uuid)
 
     def _on_loader(self, message: Message, payload: list[Payload]) -> None:
         match message:
@@ -346,110 +272,6 @@ class Feed:
                 self.stages = message
             case _:
                 raise PeerError(f"it sent {type(message).__name__}, which is not for it to send")
-
-    def _on_augmenter(self, arrival: Arrival) -> tuple[bytes, bytes] | None:
-        """Handle one message; the source whose holdings changed."""
-        peer, message, payload, user = arrival
-        try:
-            if isinstance(message, PeerError):
-                raise message
-            if isinstance(message, Hello):
-                self._on_hello(peer, message, user)
-                return None
-            hello = self._known.get(peer)
-            if hello is None:
-                self._socket.send(peer, Who())
-                return None
-            if not isinstance(message, Batch):
-                raise PeerError(f"{hello.name} sent {type(message).__name__}, which is not for it to send")
-            return self._on_batch(peer, hello, message, payload)
-        except PeerError as error:
-            self._count_fault()
-            log.warning("dropped a message of an augmenter: %s", error)
-            return self._refuse(peer, message)
-
-    def _on_hello(self, peer: Peer, hello: Hello, user: str) -> None:
-        if (objection := self._senders.objection(hello, user)) is None:
-            self._senders.greet(hello, user)
-            self._know(peer, hello)
-            self._socket.send(peer, self._welcome(hello))
-            return
-        reason, words = objection
-        self._count_refused("messages", reason, 1)
-        if self._quiet.may_say((user, reason), time.monotonic()):
-            who = " ".join(filter(None, (hello.role, hello.name, self._socket.name(user))))
-            log.warning("refused %s: %s", who, words)
-        self._socket.send(peer, Refused(words))
-
-    def _refuse(self, peer: Peer, message: Message | PeerError) -> tuple[bytes, bytes] | None:
-        """Take nothing more from a worker that has sent what cannot be right; its source where it is known."""
-        if (hello := self._known.get(peer)) is None:
-            return None
-        if hello.peer not in self._refused:
-            log.warning("nothing more is taken from %s: others make its batches", hello.name)
-            if len(self._refused) >= MOST_REFUSED:
-                del self._refused[next(iter(self._refused))]
-            self._refused[hello.peer] = None
-        return (hello.peer, message.stream) if isinstance(message, Batch) else None
-
-    def _know(self, peer: Peer, hello: Hello) -> None:
-        """A connection says whose it is. One of too many is asked again when it next says something."""
-        before = self._known.pop(peer, None)
-        self._known[peer] = hello
-        if before is not None and before.peer != hello.peer:
-            self._forget_sources(peer, but=hello.peer)
-        if len(self._known) > _MOST_CONNECTIONS:
-            oldest = next(iter(self._known))
-            del self._known[oldest]
-            self._forget_sources(oldest)
-
-    def _forget_sources(self, peer: Peer, *, but: bytes = b"") -> None:
-        """Of this connection, those that hold nothing."""
-        for key, source in list(self._sources.items()):
-            if source.peer == peer and key[0] != but and not source.held and source.arena is None:
-                self._drop_source(key)
-
-    def _on_batch(self, peer: Peer, hello: Hello, message: Batch, payload: list[Payload]) -> tuple[bytes, bytes] | None:
-        if message.session != hello.session:
-            return None
-        key = (hello.peer, message.stream)
-        inbox = self._inboxes.get(message.stream)
-        if inbox is None:
-            gone = Holds(stream=message.stream, session=message.session, seen=message.number, seqs=())
-            self._socket.send(peer, gone)
-            return None
-        if inbox.info is None:
-            # It overtook the loader's OPENED, which comes on another connection. What has no room here is sent again.
-            if len(self._early) < _MOST_EARLY:
-                self._early.append(Arrival(peer, message, payload))
-            return None
-        source = self._sources.setdefault(key, _Source(hello.name))
-        source.peer = peer
-        if source.session != message.session:
-            source.session, source.seen = message.session, 0
-        source.seen = max(source.seen, message.number)
-        if hello.peer in self._refused:
-            return key
-        if not inbox.is_new(message.seq):
-            if message.seq not in source.held and inbox.arrived.get(message.seq) != hello.peer:
-                inbox.duplicates += 1
-                if self._telemetry:
-                    self._telemetry.counter("fourstage_duplicates_dropped_total").inc()
-            return key
-        code = lease_code(
-            inbox.spec.secret, stream=message.stream, seq=message.seq, worker=hello.peer, identity=message.identity,
-            samples=payload[0] if payload else b"",
-        )  # fmt: skip
-        if not equal(message.code, code):
-            raise PeerError(f"{hello.name} sent batch {message.seq}, which it was not given, or with other samples")
-        if message.slot >= 0 and message.slot in source.held.values():
-            raise PeerError(f"{hello.name} sent batch {message.seq} in slot {message.slot}, which is not free")
-        passage = self._passage(hello.name, message.times)
-        batch = inbox.unpack(message, payload, source.arena, worker=hello.peer, passage=passage)
-        source.held[message.seq] = message.slot
-        inbox.put(batch)
-        # Its release, or the next heartbeat, acknowledges it as well: one message less a batch.
-        return None
 
     def _passage(self, worker: str, times: Times) -> Passage:
         """A batch's way to here, and the seconds that it was between two processes."""
@@ -479,68 +301,15 @@ class Feed:
         if self._telemetry:
             self._telemetry.counter("fourstage_wire_seconds_total", hop).inc(seconds)
 
-    def _welcome(self, hello: Hello) -> Welcome:
-        return Welcome(
-            peer=self._uuid,
-            session=hello.session,
-            build=fourstage.__version__,
-            side=os.fspath(self._door.path),
-            heartbeat_seconds=self._link.heartbeat,
-            silence_seconds=self._link.welcome.silence_seconds if self._link.welcome else 5.0,
-        )
-
-    def _send_holds(self, key: tuple[bytes, bytes], source: _Source) -> None:
-        if source.peer:
-            self._socket.send(
-                source.peer,
-                Holds(stream=key[1], session=source.session, seen=source.seen, seqs=tuple(sorted(source.held))),
-            )
-
     def _send_progress(self, inbox: Inbox, beat: bool) -> None:
         if inbox.info is None:
             return
         consumed, arrived = inbox.progress()
-        progress = Progress(inbox.spec.stream, consumed, arrived, tuple(self._refused))
+        progress = Progress(inbox.spec.stream, consumed, arrived, self._workers.refused)
         if not beat and self._told.get(inbox.spec.stream) == progress:
             return
         if self._link.send(progress):
             self._told[inbox.spec.stream] = progress
-
-    # Side connections
-
-    def _on_introduced(self, event: Introduced) -> None:
-        """An augmenter hands its arena of one stream over."""
-        packet = event.packet
-        key = (packet.peer, packet.stream)
-        known = self._sources.get(key)
-        if event.descriptor is None or packet.stream not in self._inboxes or (known and known.arena):
-            if event.descriptor is not None:
-                os.close(event.descriptor)
-            self._door.refuse(event.connection)
-            return
-        try:
-            arena = Arena.attach(event.descriptor, packet.slots, packet.slot_bytes)
-        except PeerError as error:
-            self._count_fault()
-            log.warning("dropped an arena: %s", error)
-            self._door.refuse(event.connection)
-            return
-        self._sources.setdefault(key, _Source(packet.peer.hex()[:8])).arena = arena
-        self._door.adopt(event.connection, key)
-        side.send(event.connection, side.Packet(self._uuid, packet.stream))
-
-    def _on_death(self, key: tuple[bytes, bytes]) -> None:
-        """The owner of an arena is gone; what it finished stays whole as long as it is held."""
-        source = self._sources[key]
-        source.peer = b""
-        if not source.held:
-            self._drop_source(key)
-
-    def _drop_source(self, key: tuple[bytes, bytes]) -> None:
-        source = self._sources.pop(key)
-        self._door.drop(key)
-        if source.arena is not None:
-            source.arena.close()
 
     def _shut(self) -> None:
         for inbox in self._inboxes.values():
@@ -549,8 +318,7 @@ class Feed:
         self._link.close()
         if self._taker is not None:
             self._taker.close()
-        for key in list(self._sources):
-            self._drop_source(key)
+        self._workers.close()
         self._door.close()
         self._socket.close(linger=False)
         self._waiter.close()

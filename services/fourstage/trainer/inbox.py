@@ -147,11 +147,12 @@ class Inbox:
         """Wait for the loader's answer. Raises what went wrong, TimeoutError after ``timeout`` seconds."""
         with self._condition:
             self._condition.wait_for(lambda: self.info or self.error, timeout)
+            # What has gone wrong with a batch since is for whoever takes it.
+            if self.info is not None:
+                return self.info
             if self.error:
                 raise self.error
-            if self.info is None:
-                raise TimeoutError
-            return self.info
+            raise TimeoutError
 
     def next(self, timeout: float) -> FeedBatch | None:
         """The next batch in order; None where it has not come within ``timeout`` seconds. Raises what went wrong."""

@@ -118,7 +118,7 @@ class FeedTarget:
 
     def _train(self, dice: Random) -> None:
         """Take what comes, hold a few, give them back; open another stream where one has ended."""
-        if len(refused := getattr(self._feed, "_refused", {})) > 100:
+        if len(refused := self._feed._workers._refused) > 100:
             # As if the run had begun again: PROGRESS names all of them every time.
             refused.clear()
         for number, inbox in enumerate(self._inboxes):
@@ -154,8 +154,8 @@ class FeedTarget:
             return [peer, *dice.choice(self._said)]
         if luck < 0.08:
             return [peer, *mutated(dice, dice.choice(examples()))]
-        hello = self._feed._known.get(peer)
-        if hello is not None and hello.peer in getattr(self._feed, "_refused", ()):
+        hello = self._feed._workers._known.get(peer)
+        if hello is not None and hello.peer in self._feed._workers._refused:
             # Caught lying: it is started again.
             self._uuids[connection] = dice.randbytes(16)
             hello = None

@@ -1,0 +1,318 @@
+"""The trainer's end of its augmenters: what they send is checked and put into the inboxes, what is held of theirs is
+told to them, and their arenas are mapped as long as anything of them is held.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Literal
+
+import fourstage
+from fourstage.arena import Arena
+from fourstage.errors import PeerError
+from fourstage.telemetry import Telemetry
+from fourstage.trace import Passage
+from fourstage.trainer.inbox import Inbox
+from fourstage.trainer.senders import Senders
+from fourstage.wire import side
+from fourstage.wire.codes import equal, lease_code
+from fourstage.wire.door import Door, Introduced
+from fourstage.wire.link import LoaderLink
+from fourstage.wire.messages import (
+    MOST_REFUSED,
+    Batch,
+    Hello,
+    Holds,
+    Message,
+    Refused,
+    Times,
+    Welcome,
+    Who,
+)
+from fourstage.wire.refusals import Quiet
+from fourstage.wire.sockets import Arrival, Bound, Payload, Peer
+
+log = logging.getLogger(__name__)
+
+_LONGEST_SETTLE_SECONDS = 0.008
+_SETTLES_OF_A_BATCH = 4
+"""Peers are told of a change a quarter of the time later that one augmenter takes for a batch: one that comes, gives
+its slot back and is used by then costs one waking and one message to each of them, not three. The augmenter has
+another slot meanwhile."""
+_MESSAGES_OF_A_TURN = 1024
+"""Nobody who speaks without end keeps this thread from all else."""
+_MOST_EARLY = 256
+"""Batches of streams whose OPENED has not come."""
+_MOST_CONNECTIONS = 4096
+"""Augmenters' connections that are known; each reconnect is another one."""
+_SILENCE_SECONDS = 5.0
+"""What augmenters are told before the loader has said it."""
+
+Key = tuple[bytes, bytes]
+"""A worker and a stream."""
+
+
+@dataclass(slots=True)
+class _Source:
+    """One augmenter's share in one stream."""
+
+    name: str
+    peer: Peer = b""
+    session: int = 0
+    seen: int = 0
+    came: float = 0.0
+    """When its last batch came, in monotonic seconds."""
+    arena: Arena | None = None
+    held: dict[int, int] = field(default_factory=dict)
+    """Batches that lie here, and their slots; -1: inline."""
+
+
+class Workers:
+    """Augmenters by connection, and each one's share in each stream. Everything is called from the feed's thread."""
+
+    def __init__(
+        self,
+        socket: Bound,
+        door: Door[Key],
+        link: LoaderLink,
+        inboxes: Mapping[bytes, Inbox],
+        *,
+        peer: bytes,
+        passage: Callable[[str, Times], Passage],
+        telemetry: Telemetry | None,
+    ) -> None:
+        """inboxes: the open streams'. peer: the trainer's own 16 bytes. passage: of a batch, by its worker's name."""
+        self.settle = 0.0
+        """Seconds that what has changed may wait for what belongs to it."""
+        self._socket = socket
+        self._door = door
+        self._link = link
+        self._inboxes = inboxes
+        self._peer = peer
+        self._passage = passage
+        self._telemetry = telemetry
+        self._sources: dict[Key, _Source] = {}
+        self._known: dict[Peer, Hello] = {}
+        self._senders = Senders()
+        self._quiet = Quiet()
+        self._refused: dict[bytes, None] = {}
+        """Workers of which nothing is taken any more, in the order of their faults."""
+        self._early: list[Arrival] = []
+        self._dirty: set[Key] = set()
+        """Sources of whose holdings something is to be told."""
+
+    @property
+    def refused(self) -> tuple[bytes, ...]:
+        """Workers of which nothing is taken any more."""
+        return tuple(self._refused)
+
+    def hear(self) -> bool:
+        """Hear the augmenters; whether anything came."""
+        early, self._early = self._early, []
+        came = False
+        for arrival in chain(early, islice(iter(self._socket.receive, None), _MESSAGES_OF_A_TURN)):
+            came = True
+            if (touched := self._on_augmenter(arrival)) is not None:
+                self._dirty.add(touched)
+        for worker in self._senders.forget(self._socket.revoked()):
+            log.warning("worker %s is forgotten: its key is let in no more", worker.hex()[:8])
+            self._known = {peer: hello for peer, hello in self._known.items() if hello.peer != worker}
+            for key in [key for key in self._sources if key[0] == worker]:
+                self._door.drop(key)
+                self.bury(key)
+        return came
+
+    def introduce(self, event: Introduced) -> None:
+        """An augmenter hands its arena of one stream over."""
+        packet = event.packet
+        key = (packet.peer, packet.stream)
+        known = self._sources.get(key)
+        if event.descriptor is None or packet.stream not in self._inboxes or (known and known.arena):
+            if event.descriptor is not None:
+                os.close(event.descriptor)
+            self._door.refuse(event.connection)
+            return
+        try:
+            arena = Arena.attach(event.descriptor, packet.slots, packet.slot_bytes)
+        except PeerError as error:
+            self._count_fault()
+            log.warning("dropped an arena: %s", error)
+            self._door.refuse(event.connection)
+            return
+        self._sources.setdefault(key, _Source(packet.peer.hex()[:8])).arena = arena
+        self._door.adopt(event.connection, key)
+        side.send(event.connection, side.Packet(self._peer, packet.stream))
+
+    def bury(self, key: Key) -> None:
+        """The owner of an arena is gone; what it finished stays whole as long as it is held."""
+        source = self._sources[key]
+        source.peer = b""
+        if not source.held:
+            self._drop(key)
+
+    def tell(self, beat: bool) -> None:
+        """Say to whom something has changed, or with the heartbeat to everybody, what is held of theirs."""
+        for uuid, inbox in self._inboxes.items():
+            for batch in inbox.released():
+                if source := self._sources.get((batch.source, uuid)):
+                    source.held.pop(batch.seq, None)
+                    if source.held or source.peer:
+                        self._dirty.add((batch.source, uuid))
+                    else:
+                        self._drop((batch.source, uuid))
+        dirty, self._dirty = self._dirty, set()
+        for key in list(self._sources) if beat else dirty:
+            source = self._sources.get(key)
+            # One without an arena tells by nothing else that its worker has gone. A live one is made anew by its BATCH.
+            if source is not None and not self._send_holds(key, source) and not source.held and source.arena is None:
+                self._drop(key)
+
+    def drop(self, stream: bytes) -> None:
+        """The stream is over."""
+        for key in [key for key in self._sources if key[1] == stream]:
+            self._drop(key)
+
+    def close(self) -> None:
+        """Give every arena back."""
+        for key in list(self._sources):
+            self._drop(key)
+
+    def _on_augmenter(self, arrival: Arrival) -> Key | None:
+        """Handle one message; the source whose holdings changed."""
+        peer, message, payload, user = arrival
+        try:
+            if isinstance(message, PeerError):
+                raise message
+            if isinstance(message, Hello):
+                self._on_hello(peer, message, user)
+                return None
+            hello = self._known.get(peer)
+            if hello is None:
+                self._socket.send(peer, Who())
+                return None
+            if not isinstance(message, Batch):
+                raise PeerError(f"{hello.name} sent {type(message).__name__}, which is not for it to send")
+            return self._on_batch(peer, hello, message, payload)
+        except PeerError as error:
+            self._count_fault()
+            log.warning("dropped a message of an augmenter: %s", error)
+            return self._refuse(peer, message)
+
+    def _on_hello(self, peer: Peer, hello: Hello, user: str) -> None:
+        if (objection := self._senders.objection(hello, user)) is None:
+            self._senders.greet(hello, user)
+            self._know(peer, hello)
+            self._socket.send(peer, self._welcome(hello))
+            return
+        reason, words = objection
+        self._count_refused("messages", reason, 1)
+        if self._quiet.may_say((user, reason), time.monotonic()):
+            who = " ".join(filter(None, (hello.role, hello.name, self._socket.name(user))))
+            log.warning("refused %s: %s", who, words)
+        self._socket.send(peer, Refused(words))
+
+    def _on_batch(self, peer: Peer, hello: Hello, message: Batch, payload: list[Payload]) -> Key | None:
+        if message.session != hello.session:
+            return None
+        key = (hello.peer, message.stream)
+        inbox = self._inboxes.get(message.stream)
+        if inbox is None:
+            gone = Holds(stream=message.stream, session=message.session, seen=message.number, seqs=())
+            self._socket.send(peer, gone)
+            return None
+        if inbox.info is None:
+            # It overtook the loader's OPENED, which comes on another connection. What has no room here is sent again.
+            if len(self._early) < _MOST_EARLY:
+                self._early.append(Arrival(peer, message, payload))
+            return None
+        source = self._sources.setdefault(key, _Source(hello.name))
+        source.peer = peer
+        if source.session != message.session:
+            source.session, source.seen = message.session, 0
+        source.seen = max(source.seen, message.number)
+        if hello.peer in self._refused:
+            return key
+        if not inbox.is_new(message.seq):
+            if message.seq not in source.held and inbox.arrived.get(message.seq) != hello.peer:
+                inbox.duplicates += 1
+                if self._telemetry:
+                    self._telemetry.counter("fourstage_duplicates_dropped_total").inc()
+            return key
+        code = lease_code(
+            inbox.spec.secret, stream=message.stream, seq=message.seq, worker=hello.peer, identity=message.identity,
+            samples=payload[0] if payload else b"",
+        )  # fmt: skip
+        if not equal(message.code, code):
+            raise PeerError(f"{hello.name} sent batch {message.seq}, which it was not given, or with other samples")
+        if message.slot >= 0 and message.slot in source.held.values():
+            raise PeerError(f"{hello.name} sent batch {message.seq} in slot {message.slot}, which is not free")
+        passage = self._passage(hello.name, message.times)
+        batch = inbox.unpack(message, payload, source.arena, worker=hello.peer, passage=passage)
+        source.held[message.seq] = message.slot
+        if source.came:
+            self.settle = min(_LONGEST_SETTLE_SECONDS, (passage.arrived - source.came) / _SETTLES_OF_A_BATCH)
+        source.came = passage.arrived
+        inbox.put(batch)
+        # Its release, or the next heartbeat, acknowledges it as well: one message less a batch.
+        return None
+
+    def _refuse(self, peer: Peer, message: Message | PeerError) -> Key | None:
+        """Take nothing more from a worker that has sent what cannot be right; its source where it is known."""
+        if (hello := self._known.get(peer)) is None:
+            return None
+        if hello.peer not in self._refused:
+            log.warning("nothing more is taken from %s: others make its batches", hello.name)
+            if len(self._refused) >= MOST_REFUSED:
+                del self._refused[next(iter(self._refused))]
+            self._refused[hello.peer] = None
+        return (hello.peer, message.stream) if isinstance(message, Batch) else None
+
+    def _know(self, peer: Peer, hello: Hello) -> None:
+        """A connection says whose it is. One of too many is asked again when it next says something."""
+        before = self._known.pop(peer, None)
+        self._known[peer] = hello
+        if before is not None and before.peer != hello.peer:
+            self._forget_sources(peer, but=hello.peer)
+        if len(self._known) > _MOST_CONNECTIONS:
+            oldest = next(iter(self._known))
+            del self._known[oldest]
+            self._forget_sources(oldest)
+
+    def _forget_sources(self, peer: Peer, *, but: bytes = b"") -> None:
+        """Of this connection, those that hold nothing."""
+        for key, source in list(self._sources.items()):
+            if source.peer == peer and key[0] != but and not source.held and source.arena is None:
+                self._drop(key)
+
+    def _welcome(self, hello: Hello) -> Welcome:
+        return Welcome(
+            peer=self._peer,
+            session=hello.session,
+            build=fourstage.__version__,
+            side=os.fspath(self._door.path),
+            heartbeat_seconds=self._link.heartbeat,
+            silence_seconds=self._link.welcome.silence_seconds if self._link.welcome else _SILENCE_SECONDS,
+        )
+
+    def _send_holds(self, key: Key, source: _Source) -> bool:
+        if not source.peer:
+            return False
+        holds = Holds(stream=key[1], session=source.session, seen=source.seen, seqs=tuple(sorted(source.held)))
+        return self._socket.send(source.peer, holds)
+
+    def _drop(self, key: Key) -> None:
+        source = self._sources.pop(key)
+        self._door.drop(key)
+        if source.arena is not None:
+            source.arena.close()
+
+    def _count_refused(self, what: Literal["handshakes", "messages"], reason: str, number: int) -> None:
+        if self._telemetry:
+            self._telemetry.refused(what, reason, number)
+
+    def _count_fault(self) -> None:
+        if self._telemetry:
+            self._telemetry.counter("fourstage_peer_errors_total").inc()
