@@ -18,8 +18,8 @@ from tests.faults.world import Engine, Services
 from tests.pipeline.harness import eventually
 
 _DAY_SECONDS = 86_400
-_SMALL_FILE = 64 << 10
-"""Lines fit in it, tensors do not; the other limit is nothing at all."""
+_SMALL_FILES = (8 << 10, 64 << 10)
+"""Bytes: the lines of a few steps, or of a whole run; no tensors. A process's last words fit into its log."""
 _FEW_DESCRIPTORS = 8
 _STORM_SECONDS = 0.1
 _STORM_CONNECTIONS = 20
@@ -101,7 +101,7 @@ class Striker:
                 resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
                 self._tell(f"{MEMORY}-{name}", "")
             case Fault.DISK_FULL:
-                limit = (0, _SMALL_FILE)[blow.amount % 2]
+                limit = _SMALL_FILES[blow.amount % 2]
                 resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
             case Fault.DESCRIPTORS:
                 self._exhaust_descriptors(blow, pid)

@@ -227,8 +227,10 @@ def test_a_second_column_that_does_not_read_holds_nothing_up_for_ever(tmp_path: 
     spec = request(view=View("random", crop))
     with pair(tmp_path, open_now=False, spec=spec) as ends:
         ends.inbox.open(opened(end=1, size=crop), np.zeros((crop, crop, 3), np.float32))
+        opening = threading.Thread(target=ends.second.opened, args=(10.0,))
+        opening.start()
         ends.first.opened(10.0)
-        ends.second.opened(10.0)
+        opening.join()
         pixels = deliver(ends.inbox, 0, crop=crop)
         for _ in range(3):
             assert ends.first.next(0.02) is None

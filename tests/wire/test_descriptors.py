@@ -13,8 +13,11 @@ import pytest
 from fourstage.arena import PAGE, Arena
 from fourstage.process import raise_file_limit
 from fourstage.wire import side
+from fourstage.wire.admitted import Admitted
 from fourstage.wire.door import Door, Introduced
+from fourstage.wire.keys import make_keys
 from fourstage.wire.messages import Stream
+from fourstage.wire.security import FOR_AUGMENTERS, load
 from fourstage.wire.sockets import Waiter
 from fourstage.wire.sources import JpegSources
 from tests.wire.make_vectors import MESSAGES
@@ -93,3 +96,22 @@ def test_an_augmenter_that_could_not_take_an_arena_dropped_every_lease_from_then
         assert side.hung_up(augmenter), "its link finds the loader anew, and the arena comes again"
         assert side.hung_up(loader)
     arena.close()
+
+
+def test_a_loader_without_descriptors_took_every_key_for_revoked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It died of the folder that it could not open; an empty listing would have put everybody out."""
+    make_keys(tmp_path)
+    security = load(str(tmp_path / "loader"), "loader")
+    assert security is not None
+    admitted = Admitted(security, FOR_AUGMENTERS)
+    (user,) = (key.decode() for key, name in security.clients.items() if name == "augmenter")
+    monkeypatch.setattr("fourstage.wire.admitted.LOOK_SECONDS", 0.0)
+    assert admitted.changes() == frozenset()
+    with no_descriptor_left():
+        assert admitted.changes() == frozenset()
+        assert user in admitted
+    assert "Too many open files" in caplog.text
+    (tmp_path / "loader" / "peers" / "augmenter.key").unlink()
+    assert admitted.changes() == {user}

@@ -264,6 +264,7 @@ class Feed:
                         raise PeerError(f"the loader's mean image is not of {expected} bytes")
                     mean = np.frombuffer(payload[0], "<f4").reshape(message.size, message.size, 3)
                     inbox_opened.open(message, mean.copy())
+                    self._socket.expect(max(map(_largest_batch, self._inboxes.values())))
             case Failed():
                 if inbox_failed := self._inboxes.get(message.stream):
                     kind = CorruptSampleError if message.row >= 0 else FourstageError
@@ -325,6 +326,11 @@ class Feed:
         with self._wake_lock:
             os.close(self._wake)
             self._wake = -1
+
+
+def _largest_batch(inbox: Inbox) -> int:
+    """Bytes of its pixels; 0 before the stream is open."""
+    return 3 * inbox.spec.view.crop**2 * inbox.info.opened.largest_rows if inbox.info is not None else 0
 
 
 def _as_error(error: BaseException) -> FourstageError:

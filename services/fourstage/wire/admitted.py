@@ -38,11 +38,15 @@ class Admitted:
         if now < self._look_at:
             return frozenset()
         self._look_at = now + LOOK_SECONDS
-        if (seen := snapshot(self._folder)) == self._seen:
+        try:
+            if (seen := snapshot(self._folder)) == self._seen:
+                return frozenset()
+            names = _by_user(public_keys(self._folder))
+        except OSError as error:
+            log.warning("the keys in %s are as they were: %s", self._folder, error.strerror)
             return frozenset()
-        self._seen = seen
         before, users = self._names, self._users
-        self._names = _by_user(public_keys(self._folder))
+        self._seen, self._names = seen, names
         self._users = self._of_entrance()
         for user in self._users - users:
             log.info("the key of %s is let in from now on", self._names[user])

@@ -11,6 +11,7 @@ keys that it knows. Whoever dials knows the server's. Files are pyzmq's certific
 """
 
 import logging
+import os
 import stat
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -166,25 +167,36 @@ def secret_file(folder: Path, role: Role) -> Path:
 
 
 def snapshot(folder: Path) -> Snapshot:
-    """What a folder of public keys looks like, to see whether it has changed; empty where it cannot be read."""
+    """What a folder of public keys looks like, to see whether it has changed; empty where there is none.
+
+    Raises OSError where it cannot be looked at just now, for want of descriptors perhaps: nobody's key is gone then.
+    """
     found = []
-    with suppress(OSError):
-        for path in sorted(folder.glob("*.key")):
-            with suppress(OSError):
-                status = path.stat()
-                found.append((path.name, status.st_mtime_ns, status.st_ino, status.st_size))
+    for path in _key_files(folder):
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            found.append((path.name, status.st_mtime_ns, status.st_ino, status.st_size))
     return tuple(found)
 
 
 def public_keys(folder: Path) -> dict[bytes, str]:
-    """Names by public key, of a folder that may be changing: what is no key yet is left out, and named in the log."""
+    """Names by public key, of a folder that may be changing: what is no key yet is left out, and named in the log.
+
+    Raises OSError as ``snapshot``.
+    """
     found: dict[bytes, str] = {}
-    for path in sorted(folder.glob("*.key")):
+    for path in _key_files(folder):
         try:
             found.setdefault(_public_key(path), path.stem)
-        except (OSError, SettingsError) as error:
+        except (FileNotFoundError, PermissionError, SettingsError) as error:
             log.warning("a key is not let in: %s", error)
     return found
+
+
+def _key_files(folder: Path) -> list[Path]:
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        return sorted(Path(entry.path) for entry in entries if entry.name.endswith(".key"))
+    return []
 
 
 def _named(paths: Iterable[Path], roles: tuple[Role, ...]) -> dict[bytes, str]:

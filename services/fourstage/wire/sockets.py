@@ -175,7 +175,7 @@ class Bound(_Socket):
                 raise
             serve(self.socket, curve.own, entrance.domain)
         if address.startswith("tcp://"):
-            self._unfinished = Unfinished(MAX_FRAMES * max_frame)
+            self._unfinished = Unfinished(MAX_FRAMES * MAX_BODY)
         self._watch(address)
         try:
             bind(self.socket, address)
@@ -222,6 +222,11 @@ class Bound(_Socket):
         """
         revoked, self._revoked = self._revoked, set()
         return revoked
+
+    def expect(self, largest: int) -> None:
+        """Let messages with a payload of so many bytes come; until then they may have 20 MiB in all."""
+        if self._unfinished is not None:
+            self._unfinished.limit = MAX_FRAMES * MAX_BODY + largest
 
     def name(self, user: str) -> str:
         """What a user is called here, for logs; empty without keys."""

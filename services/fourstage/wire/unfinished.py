@@ -6,9 +6,12 @@ of it, but the kernel counts a connection's bytes (``struct tcp_info`` of linux/
 its connection's descriptor (ZMQ_SRCFD). So whoever has sent more than any message has since its last whole one is cut.
 """
 
+import errno
+import fcntl
 import os
 import socket
 import struct
+import termios
 from contextlib import closing, suppress
 from dataclasses import dataclass
 
@@ -27,6 +30,9 @@ class _Connection:
     """Bytes received when it was last looked at after a whole message."""
     spoke: bool = False
     """It has sent a whole message since."""
+    over: bool = False
+    """It had sent too much when it was last looked at. What is whole by then is read before the next look: only who
+    sends too much twice in a row has sent nothing whole."""
 
 
 class Unfinished:
@@ -40,9 +46,8 @@ class Unfinished:
 
     def accepted(self, descriptor: int) -> None:
         """A connection has come, as ZeroMQ's monitor says (ACCEPTED)."""
-        if (connection := _duplicate(descriptor)) is not None:
-            with closing(connection):
-                self._connections[descriptor] = _Connection(os.fstat(connection.fileno()).st_ino)
+        with suppress(OSError):
+            self._connections[descriptor] = _Connection(os.fstat(descriptor).st_ino)
 
     def spoke(self, descriptor: int) -> None:
         """A whole message of that connection (ZMQ_SRCFD) was read."""
@@ -51,11 +56,10 @@ class Unfinished:
 
     def end(self, descriptor: int) -> None:
         """Cut the connection that a message came over (ZMQ_SRCFD), whatever it has sent."""
-        known, connection = self._connections.pop(descriptor, None), _duplicate(descriptor)
-        if connection is not None:
-            with closing(connection), suppress(OSError):
-                if known is not None and os.fstat(connection.fileno()).st_ino == known.inode:
-                    connection.shutdown(socket.SHUT_RDWR)
+        known = self._connections.get(descriptor)
+        with suppress(OSError), closing(_duplicate(descriptor)) as connection:
+            if known is not None and os.fstat(connection.fileno()).st_ino == known.inode:
+                connection.shutdown(socket.SHUT_RDWR)
 
     def cut(self, now: float) -> int:
         """Cut those that have sent too much, a few times a second; how many there were.
@@ -67,41 +71,44 @@ class Unfinished:
         self._look_at = now + _LOOK_SECONDS
         cut = 0
         for descriptor, known in list(self._connections.items()):
-            connection = _duplicate(descriptor)
-            if connection is None:
-                del self._connections[descriptor]
-                continue
-            with closing(connection):
-                if os.fstat(connection.fileno()).st_ino != known.inode:
-                    # Another one has the number; it is told of by itself.
+            try:
+                cut += self._look(descriptor, known)
+            except OSError as error:
+                if error.errno == errno.EBADF:
                     del self._connections[descriptor]
-                    continue
-                received = _received(connection)
-                if known.spoke:
-                    known.mark, known.spoke = received, False
-                elif received - known.mark > self.limit:
-                    connection.shutdown(socket.SHUT_RDWR)
-                    del self._connections[descriptor]
-                    cut += 1
         return cut
 
+    def _look(self, descriptor: int, known: _Connection) -> bool:
+        with closing(_duplicate(descriptor)) as connection:
+            if os.fstat(connection.fileno()).st_ino != known.inode:
+                # Another one has the number; it is told of by itself.
+                del self._connections[descriptor]
+                return False
+            taken = _taken(connection)
+            over, known.over = known.over, not known.spoke and taken - known.mark > self.limit
+            if known.spoke:
+                known.mark, known.spoke = taken, False
+            if not (over and known.over):
+                return False
+            connection.shutdown(socket.SHUT_RDWR)
+            del self._connections[descriptor]
+            return True
 
-def _duplicate(descriptor: int) -> socket.socket | None:
-    """The connection under a descriptor of our own, so that nobody can close it meanwhile; None: it is closed."""
-    try:
-        duplicate = os.dup(descriptor)
-    except OSError:
-        return None
+
+def _duplicate(descriptor: int) -> socket.socket:
+    """The connection under a descriptor of our own, so that nobody can close it meanwhile. Raises OSError; EBADF where
+    it is closed."""
+    duplicate = os.dup(descriptor)
     try:
         return socket.socket(fileno=duplicate)
     except OSError:
         os.close(duplicate)
-        return None
+        raise
 
 
-def _received(connection: socket.socket) -> int:
-    try:
-        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
-        return int(_BYTES_RECEIVED.unpack_from(info)[0])
-    except (OSError, struct.error):
-        return 0
+def _taken(connection: socket.socket) -> int:
+    """Bytes that ZeroMQ has read from a connection: those that have come, but for what still lies in the kernel."""
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+    (received,) = _BYTES_RECEIVED.unpack_from(info)
+    (waiting,) = struct.unpack("=i", fcntl.ioctl(connection, termios.FIONREAD, bytes(4)))
+    return int(received) - int(waiting)
