@@ -179,6 +179,7 @@ MALFORMED: list[tuple[str, list[str]]] = [
     ("stream", [GOOD[0], "81a673747265616d" + msgpack.packb([STREAM]).hex()]),
     ("heartbeat_seconds", _welcome(heartbeat_seconds=float("nan"))),
     ("heartbeat_seconds", _welcome(heartbeat_seconds=-1.0)),
+    ("heartbeat_seconds", _welcome(heartbeat_seconds=0.0)),
     ("silence_seconds", _welcome(silence_seconds=True)),
     ("session", _welcome(session=2**53 + 1)),
     ("session", _welcome(session=1.0)),

@@ -100,7 +100,8 @@ class Welcome:
     build: Text
     side: Text
     """Path of the Unix socket that hands descriptors over."""
-    heartbeat_seconds: Time
+    heartbeat_seconds: Annotated[Time, Field(ge=0.01)]
+    """At least 10 ms: peers would do nothing else."""
     silence_seconds: Time
 
 
