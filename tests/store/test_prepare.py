@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ import simplejpeg
 
 from fourstage.errors import FourstageError, SettingsError, StoreError
 from fourstage.store import open_store
+from fourstage.store.batches import Task, make_batches
 from fourstage.store.prepare import prepare
 from fourstage.store.progress import Progress
 from fourstage.store.verify import verify
+from tests.pipeline.harness import eventually
 from tests.store.pictures import class_files, encoded, folder_bytes, pixels, write_folder
 
 SMALL_SHARDS = 100_000
@@ -268,3 +271,14 @@ def test_quality_and_size_are_what_was_asked_for(tmp_path: Path) -> None:
         assert simplejpeg.decode_jpeg_header(jpeg)[3] == "420"
         sizes[quality] = len(jpeg)
     assert sizes[50] < sizes[90]
+
+
+def test_an_interrupt_amid_the_start_of_the_workers_was_an_internal_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("concurrent.futures.process._ExecutorManagerThread.start", interrupted)
+    task = Task(images=(), labels=(), size=8, quality=90, max_pixels=1 << 20, with_sums=False)
+    with pytest.raises(KeyboardInterrupt):
+        list(make_batches([task], workers=2))
+    eventually(lambda: not multiprocessing.active_children(), "the end of the workers")

@@ -86,7 +86,16 @@ def make_batches(tasks: Iterable[Task], workers: int) -> Generator[Batch]:
             hint="give the same command again, perhaps with fewer --workers: it goes on where it was",
         ) from error
     finally:
+        _end(pool)
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    try:
         pool.shutdown(cancel_futures=True)
+    except RuntimeError:
+        # Interrupted amid its own start: it has a thread that cannot be joined, and workers that would wait for ever.
+        for process in multiprocessing.active_children():
+            process.kill()
 
 
 def make_batch(task: Task) -> Batch:
