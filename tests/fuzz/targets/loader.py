@@ -232,7 +232,7 @@ def _read_at_once(reader: Reader) -> None:
         reader._jobs.put(None)
         reader._work()
 
-    reader.submit = submit  # type: ignore[method-assign]
+    reader.submit = submit  # type: ignore[method-assign]  # Read where it is asked for, not in a thread.
 
 
 _BOTH_SAY: Sayings = [
