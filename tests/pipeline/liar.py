@@ -130,6 +130,18 @@ TO_THE_LOADER: dict[str, tuple[Callable[[Beat], Message | None], str]] = {
 """What is said with each heartbeat, and what the loader's log says of it; empty: nothing, it just has no effect."""
 
 
+def _failed(beat: Beat, row: int) -> Message | None:
+    """It cannot decode a row of a batch that it was given."""
+    return Failed(stream=beat.held[0][0], seq=beat.held[0][1], row=row, reason="so they say") if beat.held else None
+
+
+OF_ITS_OWN: dict[str, tuple[Callable[[Beat], Message | None], str]] = {
+    "a-corrupt-sample-where-such-are-left-out": (lambda beat: _failed(beat, 0), "it fails where none may"),
+    "a-corrupt-sample-beyond-the-batch": (lambda beat: _failed(beat, 60_000), "it fails where none may"),
+}
+"""The same, of batches that it was given; told where ``on_corrupt`` is "skip"."""
+
+
 def _lie(lie: str, mark: Path) -> None:
     """Make this process tell that one lie, whenever there is an occasion."""
     if lie in TO_THE_TRAINER:
@@ -156,7 +168,7 @@ def _lie(lie: str, mark: Path) -> None:
 
         patch.object(side, "send", handing).start()
     else:
-        say, _ = TO_THE_LOADER[lie]
+        say, _ = {**TO_THE_LOADER, **OF_ITS_OWN}[lie]
         tell = LoaderLink.send
 
         def telling(self: LoaderLink, message: Message) -> bool:

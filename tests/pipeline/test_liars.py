@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.harness import CROP, Services, complete_run, eventually, lines, services
-from tests.pipeline.liar import ARENAS, TO_THE_LOADER, TO_THE_TRAINER
+from tests.pipeline.liar import ARENAS, OF_ITS_OWN, TO_THE_LOADER, TO_THE_TRAINER
 
 EPOCHS = 8
 RUN = ("batch_size=8", f"augmenter.crop={CROP}", f"train.epochs={EPOCHS}", "receipt=pixels")
@@ -38,15 +38,18 @@ def start_liar(running: Services, lie: str) -> None:
         )  # fmt: skip
 
 
-def among_liars(store: Path, folder: Path, lies: list[str]) -> tuple[str, str, str, float]:
-    """A run whose augmenters but one lie: its digest, the trainer's log, the loader's, and how many were refused."""
+def among_liars(store: Path, folder: Path, lies: list[str], *more: str) -> tuple[str, str, str, float]:
+    """A run whose augmenters but one lie: its digest, the trainer's log, the loader's, and how many were refused.
+
+    more: settings of the trainer
+    """
     with services(store, folder, 1, settings=("loader.hedge_seconds=0.3",)) as running:
         for lie in lies:
             start_liar(running, lie)
         eventually(
             lambda: running.metric("loader", "fourstage_peers", role="augmenter") == len(lies) + 1, "all liars", 90.0
         )
-        running.start_trainer("drain", *FLAGS)
+        running.start_trainer("drain", *FLAGS, *(part for setting in more for part in ("--set", setting)))
         trainer = running.processes["trainer"]
         eventually(lambda: trainer.poll() is not None, "the end of the run", 120.0)
         said = [(folder / f"{name}.log").read_text() for name in ("trainer", "loader")]
@@ -103,3 +106,13 @@ def test_what_an_augmenter_says_that_is_not_for_it_to_say_changes_nothing(
     assert "cannot be decoded" not in trainer
     for lie in lies:
         assert TO_THE_LOADER[lie][1] in loader
+
+
+def test_a_worker_that_fails_at_its_own_batch_where_corrupt_samples_are_left_out_does_not_end_the_run(
+    store: Path, tmp_path: Path, honest: str
+) -> None:
+    digest, _, loader, refused = among_liars(store, tmp_path, list(OF_ITS_OWN), "on_corrupt=skip")
+    assert digest == honest
+    assert refused == len(OF_ITS_OWN)
+    for lie in OF_ITS_OWN:
+        assert re.search(rf"{lie}\S* gets no lease of stream \S*: {OF_ITS_OWN[lie][1]}", loader), loader

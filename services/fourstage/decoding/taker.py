@@ -183,6 +183,8 @@ class JpegTaker:
         try:
             if not payload or len(lease.sizes) != 4 * lease.rows or lease.rows > ring.spec.largest_rows:
                 raise PeerError(f"lease of {lease.rows} rows with {len(lease.sizes)} bytes of sizes")
+            if any(lease.trial):
+                raise PeerError("a trial, which is for augmenters: nothing is decoded here")
             known = inbox.info is not None and not inbox.is_new(lease.seq)
             if known or any(taken.lease.seq == lease.seq for taken in ring.taken):
                 return

@@ -185,10 +185,14 @@ class Serving:
             if not any(self.leases.serves(other.uuid, failed.stream) for other in self._clients.having("augmenter")):
                 self._fail(stream, failed.seq, -1, reason)
         # A worker whose lease has ended may find other bytes in the slot: the batch has arrived from somebody else.
-        elif self.leases.holds(client.uuid, failed.stream, failed.seq):
+        elif not self.leases.holds(client.uuid, failed.stream, failed.seq):
+            if self.leases.is_open(failed.stream, failed.seq):
+                self.fault(client, f"failed at batch {failed.seq}, which it does not hold")
+        elif failed.row >= stream.order.plan.place(failed.seq).rows or stream.spec.on_corrupt == "skip":
+            self.fault(client, f"failed at row {failed.row} of batch {failed.seq}, where none may fail")
+            self._refuse(stream, client.uuid, "it fails where none may")
+        else:
             self._fail(stream, failed.seq, failed.row, reason)
-        elif self.leases.is_open(failed.stream, failed.seq):
-            self.fault(client, f"failed at batch {failed.seq}, which it does not hold")
 
     def on_tried(self, client: Client, tried: Tried) -> None:
         """A worker has lived through a trial."""
@@ -295,7 +299,7 @@ class Serving:
         self.leases.skip(stream.spec.stream, seq, row)
 
     def _fail(self, stream: LoaderStream, seq: int, row: int, reason: str) -> None:
-        if 0 <= row < stream.order.plan.place(seq).rows:
+        if row >= 0:
             self._telemetry.counter("fourstage_corrupt_samples_total").inc()
             key = stream.split.keys(stream.order.indices(seq)[row : row + 1])[0]
             reason = f"sample {key!r} cannot be decoded: {reason}"

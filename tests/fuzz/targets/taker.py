@@ -160,7 +160,10 @@ class TakerTarget:
         payload = [self._payloads[seq][0], b"".join(jpegs)]
         if dice.random() < 0.05:
             payload[1] = damaged(dice, payload[1])
-        fields: dict[str, Any] = {"skip": () if dice.random() < 0.97 else (dice.randrange(5),), "trial": (0, 0)}
+        fields: dict[str, Any] = {
+            "skip": () if dice.random() < 0.97 else (dice.randrange(5),),
+            "trial": (0, 0) if dice.random() < 0.97 else (0, 2),
+        }
         message: Lease = made(
             Lease, stream=self._uuid(dice), seq=seq, session=self._taker._link.session, number=self._numbers,
             epoch=place.epoch, first=place.first, rows=place.rows, slot=-1,
