@@ -118,8 +118,6 @@ class Feed:
             telemetry=telemetry,
         )  # fmt: skip
         self._next_beat = 0.0
-        self._tell_at: float | None = None
-        """When changes are told; None: there are none."""
         self._stopping = False
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
@@ -142,7 +140,7 @@ class Feed:
             worker=self._taker.peer if self._taker else b"", secret=secrets.token_bytes(SECRET_BYTES),
             receiver_key=self._key,
         )  # fmt: skip
-        inbox = Inbox(spec, self._poke_soon)
+        inbox = Inbox(spec, self._poke)
         with self._lock:
             if self._failure is not None:
                 inbox.fail(_as_error(self._failure))
@@ -168,11 +166,6 @@ class Feed:
             if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
 
-    def _poke_soon(self) -> None:
-        """Something is to be told: by the next telling, if one is due anyway."""
-        if self._tell_at is None:
-            self._poke()
-
     # The feed's thread
 
     def _run(self) -> None:
@@ -192,8 +185,6 @@ class Feed:
 
     def _turn(self) -> None:
         patience = min(_TURN_SECONDS, self._link.patience)
-        if self._tell_at is not None:
-            patience = min(patience, max(0.0, self._tell_at - time.monotonic()))
         readable = self._waiter.wait(patience)
         now = time.monotonic()
         if self._wake in readable:
@@ -219,14 +210,10 @@ class Feed:
         if self._taker is not None:
             came |= self._taker.turn(now, self._inboxes, self._passage)
         beat = now >= self._next_beat
-        if beat or (self._tell_at is not None and now >= self._tell_at):
-            # Before anything is looked at: what changes from here on asks for the next telling.
-            self._tell_at = None
+        if beat or came or self._wake in readable:
             self._tell(beat)
-            if beat:
-                self._next_beat = now + self._link.heartbeat
-        elif self._tell_at is None and (came or self._wake in readable):
-            self._tell_at = now + self._workers.settle
+        if beat:
+            self._next_beat = now + self._link.heartbeat
 
     def _tell(self, beat: bool) -> None:
         """Say what has changed, or with the heartbeat everything: to augmenters what is held of theirs, to the loader

@@ -37,11 +37,6 @@ from fourstage.wire.sockets import Arrival, Bound, Payload, Peer
 
 log = logging.getLogger(__name__)
 
-_LONGEST_SETTLE_SECONDS = 0.008
-_SETTLES_OF_A_BATCH = 4
-"""Peers are told of a change a quarter of the time later that one augmenter takes for a batch: one that comes, gives
-its slot back and is used by then costs one waking and one message to each of them, not three. The augmenter has
-another slot meanwhile."""
 _MESSAGES_OF_A_TURN = 1024
 """Nobody who speaks without end keeps this thread from all else."""
 _MOST_EARLY = 256
@@ -63,8 +58,6 @@ class _Source:
     peer: Peer = b""
     session: int = 0
     seen: int = 0
-    came: float = 0.0
-    """When its last batch came, in monotonic seconds."""
     arena: Arena | None = None
     held: dict[int, int] = field(default_factory=dict)
     """Batches that lie here, and their slots; -1: inline."""
@@ -85,8 +78,6 @@ class Workers:
         telemetry: Telemetry | None,
     ) -> None:
         """inboxes: the open streams'. peer: the trainer's own 16 bytes. passage: of a batch, by its worker's name."""
-        self.settle = 0.0
-        """Seconds that what has changed may wait for what belongs to it."""
         self._socket = socket
         self._door = door
         self._link = link
@@ -252,9 +243,6 @@ class Workers:
         passage = self._passage(hello.name, message.times)
         batch = inbox.unpack(message, payload, source.arena, worker=hello.peer, passage=passage)
         source.held[message.seq] = message.slot
-        if source.came:
-            self.settle = min(_LONGEST_SETTLE_SECONDS, (passage.arrived - source.came) / _SETTLES_OF_A_BATCH)
-        source.came = passage.arrived
         inbox.put(batch)
         # Its release, or the next heartbeat, acknowledges it as well: one message less a batch.
         return None
