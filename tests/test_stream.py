@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ from fourstage.store.prepare import prepare
 from fourstage.stream import StreamBatch
 from fourstage.trainer.copy import slot_tensor
 from tests.decoding.stores import with_a_truncated_image
-from tests.pipeline.harness import CROP, SIZE, eventually, services, write_photographs
+from tests.pipeline.harness import CROP, SIZE, eventually, free_address, services, write_photographs
 from tests.streams import BATCH, BATCHES, PER_CLASS, SAMPLES, SEED, Expected, assert_same, make, without
 
 
@@ -39,13 +38,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expected(store: Path) -> Expected:
     return Expected.of(store)
-
-
-def free_address() -> str:
-    """A TCP address of this machine where nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
 
 
 @pytest.fixture(scope="module")

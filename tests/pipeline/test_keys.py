@@ -3,7 +3,6 @@
 import base64
 import json
 import signal
-import socket
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 from fourstage.errors import PeerLostError, SettingsError
 from fourstage.stream import BatchStream
-from tests.pipeline.harness import CROP, Services, complete_run, eventually, fourstage, services
+from tests.pipeline.harness import CROP, Services, complete_run, eventually, fourstage, free_address, services
 
 BATCH, EPOCHS = 8, 1
 RUN = (f"batch_size={BATCH}", f"augmenter.crop={CROP}", f"train.epochs={EPOCHS}", "receipt=pixels")
@@ -33,11 +32,6 @@ def other_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("keys") / "theirs"
     assert fourstage("keys", "init", str(folder)).returncode == 0
     return folder
-
-
-def free_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
 
 
 def log_of(running: Services, name: str) -> str:

@@ -16,8 +16,8 @@ _DIALLED = {
     (Outcome.REFUSED, False): "it lets nobody in without a key; set keys (FOURSTAGE_KEYS)",
     (Outcome.MISMATCH, True): "it has no keys and this process has; set keys for both or for neither",
     (Outcome.MISMATCH, False): "it wants a key and this process has none; set keys (FOURSTAGE_KEYS)",
-    (Outcome.HUNG_UP, True): f"it hangs up: it has other keys than those known here, or none; {_ONE_SET}",
-    (Outcome.HUNG_UP, False): "it hangs up: it wants a key (set keys, FOURSTAGE_KEYS), or nobody is behind its proxy",
+    (Outcome.HUNG_UP, True): f"it hangs up: it has other keys than here, or none, or is cut off; {_ONE_SET}",
+    (Outcome.HUNG_UP, False): "it hangs up: it wants a key (set keys, FOURSTAGE_KEYS), or is cut off",
 }
 _BOUND = {
     (
