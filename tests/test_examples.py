@@ -73,4 +73,6 @@ def test_training_your_own_on_two_processes_is_the_same(store: Path, tmp_path: P
     mine, theirs = (torch.load(path, weights_only=True) for path in (alone, both))
     assert theirs["stream"] == mine["stream"] | {"world": 2}
     for name, value in mine["model"].items():
-        assert torch.allclose(value, theirs["model"][name], rtol=1e-4, atol=1e-6), name
+        # Halves of a batch are summed in another order: up to 1.1e-5. Samples in another order make 2e-3 of a bias, and
+        # 0.07 of a weight.
+        assert (value - theirs["model"][name]).norm() <= 1e-4 * value.norm(), name
