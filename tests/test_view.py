@@ -45,7 +45,17 @@ def test_a_trainer_that_decodes_itself_shows_as_its_own_transform_stage() -> Non
     assert "transform x" not in text
 
 
-@pytest.mark.parametrize(("state", "said"), [("running", True), ("done", False), ("interrupted", False)])
+@pytest.mark.parametrize(
+    ("state", "said"), [("running", True), ("done", False), ("interrupted", False), ("failed", False)]
+)
 def test_a_status_that_is_no_longer_written_says_so(state: str, said: bool) -> None:
     text = shown(state=state, written_at=time.time() - 90)
     assert ("nothing was heard of the trainer for 1 min 30 s" in text) == said
+
+
+def test_a_run_that_has_failed_says_why_and_not_what_it_waited_for() -> None:
+    text = shown(state="failed", failure="the sample 'n1/x' cannot be decoded")
+    assert " failed " in text
+    assert "the sample 'n1/x' cannot be decoded" in text
+    assert "transform-bound" not in text
+    assert "left" not in text

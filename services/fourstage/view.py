@@ -92,7 +92,7 @@ def plain(status: dict[str, Any]) -> str:
     if status.get("corrupt"):
         parts.append(left_out(status["corrupt"]))
     parts += [f"{status['images_per_second']:,.0f} images/s", duration(status["seconds_left"]) + " left"]
-    return ", ".join(parts) + f" | {status['bottleneck']}"
+    return ", ".join(parts) + f" | {status.get('failure') or status['bottleneck']}"
 
 
 def render(status: dict[str, Any]) -> Group:
@@ -130,7 +130,8 @@ def render(status: dict[str, Any]) -> Group:
             f"{part['wait_downstream']:.0%}",
             f"{status['queues'][queue]} of {status['window']}" if queue else "1",
         )
-    sentence = Text.assemble("  ", (status["bottleneck"], "bold yellow"))
+    failure = status.get("failure")
+    sentence = Text.assemble("  ", (failure, "bold red") if failure else (status["bottleneck"], "bold yellow"))
     age = time.time() - status["written_at"]
     if running and age > _STALE_SECONDS:
         sentence.append(f"\n  nothing was heard of the trainer for {duration(age)}: is it still there?", "bold red")

@@ -41,7 +41,7 @@ def test_an_engine_that_was_killed_looks_after_nothing(tmp_path: Path) -> None:
         require_running(tmp_path)
 
 
-@pytest.mark.parametrize("state", ["done", "interrupted"])
+@pytest.mark.parametrize("state", ["done", "interrupted", "failed"])
 def test_a_run_that_is_over_is_not_running_even_while_its_engine_ends(tmp_path: Path, state: str) -> None:
     (tmp_path / rundir.SETTINGS).write_text("")
     rundir.write_json(tmp_path / rundir.STATUS, {"state": state})

@@ -194,6 +194,9 @@ def test_a_batch_without_one_good_sample_ends_the_run(whole: Path, tmp_path: Pat
     code, _, error = run.finish()
     assert code == 1
     assert f"no sample of batch 2 can be decoded ({keys[0]!r}, {keys[1]!r}), so there is nothing to train on" in error
+    status = run.status()
+    assert status["state"] == "failed", "whoever asks later is told so too"
+    assert f"fourstage: {status['failure']}" in error
 
 
 @pytest.mark.parametrize("name", ["corrupt_count=5", "corrupt_share=0.5", "corrupt_consecutive=3"])

@@ -46,7 +46,7 @@ def require_running(run_dir: Path) -> None:
         state = rundir.read_json(run_dir / rundir.STATUS)["state"]
     except (FourstageError, KeyError):
         state = "starting"
-    if state in ("done", "interrupted"):
+    if state in ("done", "interrupted", "failed"):
         raise SettingsError(
             f"the run in {run_dir} is over: {state}", hint="fourstage run --resume --augmenters N goes on with N"
         )

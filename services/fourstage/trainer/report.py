@@ -74,6 +74,8 @@ class Report:
         self.stages: Stages | None = None
         self.waiting = ""
         """Why no batches can come, in words."""
+        self.failure = ""
+        """Why the run has ended before its end, in words."""
         self.skipped = 0
         """Samples of the whole run that could not be decoded, in every epoch again."""
         self.on_the_way: Mapping[str, float] = {}
@@ -211,6 +213,7 @@ class Report:
                 "augmenters_wanted": verdict.wanted,
                 "verdict": verdict.as_json(),
                 "bottleneck": verdict.sentence,
+                "failure": self.failure,
             },
             durable=False,
         )  # fmt: skip

@@ -1,5 +1,6 @@
 """Stages 3 and 4 as a service: copies batches to the device and trains on them, in order, each once."""
 
+import contextlib
 import logging
 import math
 import time
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from fourstage.by_hand import RATE
-from fourstage.errors import FourstageError
+from fourstage.errors import FourstageError, StoppedError
 from fourstage.order import BatchPlan
 from fourstage.process import StopFlag
 from fourstage.settings import Settings
@@ -153,7 +154,18 @@ class TrainerService:
         self._look_at = 0.0
 
     def run(self) -> str:
-        """Train. Returns how it ended: ``done`` or ``interrupted``."""
+        """Train. Returns how it ended: ``done`` or ``interrupted``; where it raises, its status says ``failed``."""
+        try:
+            return self._run()
+        except Exception as error:
+            if not isinstance(error, StoppedError):
+                self._report.failure = str(error) or repr(error)
+                # A disk that is full is not to hide why the run has failed, which it may be itself.
+                with contextlib.suppress(OSError, FourstageError):
+                    self._tell("failed", force=True)
+            raise
+
+    def _run(self) -> str:
         end = self._info.opened.end
         validated_at = None
         if self._unvalidated:
