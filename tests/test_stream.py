@@ -23,7 +23,8 @@ from fourstage.store.prepare import prepare
 from fourstage.stream import StreamBatch
 from fourstage.trainer.copy import slot_tensor
 from tests.decoding.stores import with_a_truncated_image
-from tests.pipeline.harness import CROP, SIZE, eventually, free_address, services, write_photographs
+from tests.pipeline.harness import CROP, SIZE, eventually, services, write_photographs
+from tests.ports import free_address
 from tests.streams import BATCH, BATCHES, PER_CLASS, SAMPLES, SEED, Expected, assert_same, make, without
 
 

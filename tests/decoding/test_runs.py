@@ -17,7 +17,6 @@ from tests.pipeline.harness import (
     complete_run,
     eventually,
     fourstage,
-    free_address,
     lines,
     losses,
     services,
@@ -25,6 +24,7 @@ from tests.pipeline.harness import (
     write_photographs,
 )
 from tests.pipeline.test_frozen_worker import request
+from tests.ports import free_address
 
 EPOCHS, SAMPLES, BATCH = 2, 240, 16
 STEPS = EPOCHS * SAMPLES // BATCH

@@ -152,10 +152,3 @@ def _reset(connection: socket.socket) -> None:
         # Also for a thread that waits in it, which closing alone would not wake.
         connection.shutdown(socket.SHUT_RDWR)
     connection.close()
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 on which nobody listens now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port

@@ -15,8 +15,9 @@ from typing import Final, Protocol
 
 from tests.faults.draw import SILENCE_SECONDS, Plan, Role, World
 from tests.faults.inside import HOSTS, VARIABLE
-from tests.faults.proxy import Proxy, free_port
+from tests.faults.proxy import Proxy
 from tests.pipeline.harness import CROP, eventually, is_alive
+from tests.ports import free_port
 
 SETTINGS: Final = (
     f"augmenter.crop={CROP}", "batch_size=8", "colour_std=0.1", "seed=7", "receipt=pixels", "train.epochs=2",

@@ -13,7 +13,7 @@ from fourstage.settings import LoaderSettings
 from fourstage.wire.messages import PROTOCOL, Hello, Who
 from fourstage.wire.sockets import Dialled
 from tests.pipeline.harness import eventually
-from tests.pipeline.throttle import free_port
+from tests.ports import free_port
 
 
 def entrances(folder: Path, **settings: Any) -> Entrances:
@@ -43,7 +43,7 @@ def test_a_file_gets_two_unix_sockets_of_their_own(tmp_path: Path) -> None:
 
 
 def test_a_taken_neighbour_is_named_with_the_setting_and_the_first_port_is_free_again(tmp_path: Path) -> None:
-    port = free_port()
+    port = free_port(2)
     with socket.create_server(("127.0.0.1", port + 1)), pytest.raises(SettingsError, match=r"loader\.trainers"):
         entrances(tmp_path, address=f"tcp://127.0.0.1:{port}")
     entrances(tmp_path, address=f"tcp://127.0.0.1:{port}").close()

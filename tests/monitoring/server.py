@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import threading
 import urllib.request
@@ -16,6 +15,7 @@ import yaml
 from fourstage.dashboards.prometheus import Prometheus
 from tests.monitoring.expressions import MONITORING, RULES
 from tests.pipeline.harness import eventually
+from tests.ports import free_port
 
 ROLES = ("loader", "augmenter", "trainer")
 
@@ -91,13 +91,6 @@ def is_ready(url: str) -> bool:
             return bool(answer.status == 200)
     except OSError:
         return False
-
-
-def free_port() -> int:
-    """One that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def installed() -> bool:

@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,17 +43,6 @@ def eventually(probe: Callable[[], T], what: str, seconds: float = 30.0) -> T:
             return answer
         time.sleep(0.01)
     raise AssertionError(f"not within {seconds} s: {what}")
-
-
-def free_address() -> str:
-    """A TCP address of this machine where nobody listens, nor at the next port, which is the loader's for trainers."""
-    for _ in range(100):
-        with socket.socket() as probe, socket.socket() as neighbour, suppress(OSError, OverflowError):
-            probe.bind(("127.0.0.1", 0))
-            host, port = probe.getsockname()
-            neighbour.bind((host, port + 1))
-            return f"tcp://{host}:{port}"
-    raise AssertionError("no two free ports next to each other in a hundred tries")
 
 
 def is_alive(pid: int) -> bool:

@@ -13,7 +13,8 @@ import pytest
 
 from fourstage.store import open_store
 from tests.pipeline.harness import CROP, Services, eventually, services
-from tests.pipeline.throttle import Throttle, free_port
+from tests.pipeline.throttle import Throttle
+from tests.ports import free_port
 
 BATCH_SECONDS = 0.1
 """Of every stage that is not slow; two augmenters work in turn."""
@@ -34,7 +35,7 @@ def slowed(store: Path, folder: Path, what: str, share: float) -> Iterator[Servi
     if what in seconds:
         seconds[what] /= share
     with ExitStack() as stack:
-        loader_port, trainer_port = free_port(), free_port()
+        loader_port, trainer_port = free_port(2), free_port()
         reached = {"loader": loader_port, "trainer": trainer_port}
         if what == "to-augmenter":
             rate = share * jpeg_bytes(store) / BATCH_SECONDS

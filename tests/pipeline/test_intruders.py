@@ -21,7 +21,7 @@ from fourstage.wire.security import Role, Security, load
 from fourstage.wire.sockets import Dialled
 from tests.pipeline.harness import CROP, Services, complete_run, eventually, services
 from tests.pipeline.test_frozen_worker import request
-from tests.pipeline.throttle import free_port
+from tests.ports import free_address, free_port
 
 BATCH, EPOCHS = 8, 10
 RUN = (f"batch_size={BATCH}", f"augmenter.crop={CROP}", f"train.epochs={EPOCHS}", "receipt=pixels")
@@ -271,7 +271,7 @@ def test_intruders_are_refused_counted_and_named_and_the_run_goes_on(store: Path
     settings = [*RUN, *SLOWLY, f"receiver=tcp://127.0.0.1:{port}", f"receiver_bind=tcp://127.0.0.1:{port}"]
     folder = tmp_path / "services"
     folder.mkdir()
-    with services(store, folder, 1, settings, loader=f"tcp://127.0.0.1:{free_pair()}", keys=keys) as running:
+    with services(store, folder, 1, settings, loader=free_address(), keys=keys) as running:
         running.start_trainer("drain")
         eventually(lambda: running.status().get("step", 0) > 0, "the first step", 60.0)
         scene = Scene(running, keys, other_keys, f"tcp://127.0.0.1:{port}")
@@ -331,17 +331,6 @@ class Recorder:
                 sink.sendall(data)
             except OSError:
                 return
-
-
-def free_pair() -> int:
-    """A port that is free, and the next one too."""
-    while True:
-        port = free_port()
-        try:
-            with socket.create_server(("127.0.0.1", port + 1)):
-                return port
-        except OSError:
-            continue
 
 
 def _receive(connection: socket.socket) -> bytes:

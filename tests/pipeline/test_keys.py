@@ -11,7 +11,8 @@ import pytest
 
 from fourstage.errors import PeerLostError, SettingsError
 from fourstage.stream import BatchStream
-from tests.pipeline.harness import CROP, Services, complete_run, eventually, fourstage, free_address, services
+from tests.pipeline.harness import CROP, Services, complete_run, eventually, fourstage, services
+from tests.ports import free_address
 
 BATCH, EPOCHS = 8, 1
 RUN = (f"batch_size={BATCH}", f"augmenter.crop={CROP}", f"train.epochs={EPOCHS}", "receipt=pixels")
