@@ -94,7 +94,7 @@ METRICS = (
     Metric(
         "fourstage_workers_refused_total",
         "counter",
-        "Workers that a stream takes nothing from any more: a trainer's word, or their own.",
+        "Workers that a stream takes nothing from any more: a trainer's word, the loader's, or their own.",
         roles=("loader",),
     ),
     Metric(

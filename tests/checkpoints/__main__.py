@@ -4,6 +4,7 @@ Every system call of the writer (strace), every file call ended or refused, ever
 Prints for each way: tried, old found, new found, neither; ends with 1 where anything but the old or the new was found.
 """
 
+import argparse
 import sys
 from collections import Counter
 from functools import partial
@@ -13,6 +14,9 @@ from tests.checkpoints.attempts import NEW, OLD, Way, campaign, ended, killed, p
 
 def main() -> int:
     """The exit code."""
+    argparse.ArgumentParser(
+        prog="python -m tests.checkpoints", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     ways: dict[str, Way] = {"process ended": ended, "refused by the disk": refused, "power cut": powerless}
     if why := strace_works():
         print(f"killed at system calls: not tried, {why}")
