@@ -4,6 +4,7 @@ A case is drawn from (seed, number) and the state that the cases before it have 
 is made anew, so a failure replays from the beginning of its world: ``--first`` names that case.
 """
 
+import gc
 import logging
 import os
 import resource
@@ -170,6 +171,8 @@ def run(
 
 
 def _made(make: Callable[[Path, Random], Target], folder: Path, dice: Random) -> Target:
+    # What is left of one that failed would be closed while this one counts its descriptors.
+    gc.collect()
     folder.mkdir()
     return make(folder, dice)
 

@@ -1,6 +1,5 @@
 """The trainer's own worker: what a loader leases to it goes into an inbox, or is a counted fault."""
 
-import contextlib
 from contextlib import ExitStack
 from pathlib import Path
 from random import Random
@@ -72,9 +71,7 @@ class TakerTarget:
             self._faults.expect(frames)
             if dice.random() < 0.6:
                 self._clock.now += dice.choice((0.001, 0.01, 0.3))
-                with contextlib.suppress(RefusedError):
-                    # A REFUSED instead of the first WELCOME ends a trainer, in words; here it goes on.
-                    self._turn()
+                self._turn()
                 self._faults.check()
                 self._train(dice)
 
@@ -91,7 +88,13 @@ class TakerTarget:
         self._stack.close()
 
     def _turn(self) -> None:
-        self._taker.turn(self._clock.now, self._inboxes, lambda _name, times: Passage(times=times))
+        """Hear everything. A REFUSED instead of the first WELCOME ends a trainer, in words; here it goes on."""
+        while True:
+            try:
+                self._taker.turn(self._clock.now, self._inboxes, lambda _name, times: Passage(times=times))
+            except RefusedError:
+                continue
+            return
 
     def _open(self) -> None:
         inbox = Inbox(an_open(), lambda: None)
