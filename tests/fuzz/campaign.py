@@ -155,6 +155,7 @@ def run(
             end = min(first + cases, (begin // WORLD + 1) * WORLD)
             handed = Cases(seed, begin, end, look)
             try:
+                playing.clear()
                 playing[:] = [_made(make, folder / f"{name}-{begin}", Random(seed << 32 | begin))]
                 _play(playing[0], handed, outcome)
             except BaseException as error:
