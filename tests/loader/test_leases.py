@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from fourstage.loader.book import READ_AHEAD
-from fourstage.loader.leases import Grant, Leases
+from fourstage.loader.leases import LOST_BEFORE_REFUSED, Grant, Leases
 from fourstage.loader.suspects import PROOFS
 from tests.loader.world import IDENTITY, TIMING, Worker, World
 
@@ -216,6 +216,7 @@ def test_a_worker_keeps_one_free_slot_for_the_batch_that_training_waits_for() ->
     books.employ("a", free=3)
     assert books.give() == [("a", 0), ("a", 1)]
     books.say("a", seen=2, held=(1,), free=1)  # Batch 0 was lost, 1 lies finished.
+    books.progress(S, 0, (), now=TIMING.missing + 0.1)
     books.tick(TIMING.missing + 0.1)
     assert books.give(1.2) == [("a", 0)]
     books.say("a", seen=3, held=(0, 1), free=0, now=1.2)
@@ -251,7 +252,7 @@ def test_the_batches_of_a_silent_worker_go_to_others_and_it_gets_no_more() -> No
     assert books.give(6.0) == [], "both hold batch 1, whichever copy comes first is used"
 
 
-def test_a_slow_head_is_given_to_a_second_worker_once_and_no_other_batch_is() -> None:
+def test_a_slow_head_is_given_to_a_second_worker_and_no_other_batch_is() -> None:
     books = Books()
     books.employ("a", free=3)
     assert books.give() == [("a", 0), ("a", 1)]
@@ -260,10 +261,99 @@ def test_a_slow_head_is_given_to_a_second_worker_once_and_no_other_batch_is() ->
         books.employ(name, free=1)
     assert books.give(TIMING.hedge) == []
     assert books.give(TIMING.hedge + 0.1) == [("b", 0)]
-    assert books.give(TIMING.hedge + 9.0) == []
-    books.progress(S, 0, (0,), now=11.0)
-    assert books.give(11.0) == [("c", 1)], "now this is the head"
+    assert books.give(3 * TIMING.hedge) == []
+    books.progress(S, 0, (0,), now=3 * TIMING.hedge)
+    assert books.give(3 * TIMING.hedge) == [("c", 1)], "now this is the head"
     assert books.redispatched(S) == 2
+
+
+def test_a_head_whose_holders_never_deliver_goes_to_one_worker_after_the_other() -> None:
+    """Two that reached the loader and not the trainer kept it for ever: the run stood still, with others idle."""
+    books = Books(batches=1)
+    for name in ("a", "b", "c", "d"):
+        books.employ(name, free=1)
+    given: dict[str, float] = {}
+    for tenth in range(100):
+        now = tenth / 10
+        given |= {name: now for name, _ in books.give(now)}
+        for name in given:
+            books.say(name, seen=1, held=(0,), now=now)
+    assert list(given) == ["a", "b", "c", "d"]
+    assert [round(at) for at in given.values()] == [0, 1, 3, 6]
+
+
+def test_a_trial_whose_holder_never_ends_it_goes_to_another_worker() -> None:
+    books = Books(batches=1, rows=8)
+    for number in range(3):
+        books.employ(f"chance {number}", free=3)
+        books.give()
+        books.leave(f"chance {number}", died=True)
+    for name in ("a", "b"):
+        books.employ(name, free=3)
+    assert books.give() == [("a", 0)]
+    assert books.give(TIMING.hedge + 0.1) == [("b", 0)]
+    assert books.leave("a", died=True) == []
+    assert books.leave("b", died=True) == [], "of a trial that is over: its rows are not the present ones"
+    books.employ("c", free=3)
+    assert [grant.trial for grant in books.plan(0.0)] == [(0, 2)]
+
+
+def test_a_worker_that_fell_silent_over_a_batch_before_it_died_accuses_it() -> None:
+    """A decoder that hangs is ended by a watchdog, long after its leases went to others, which hung as well."""
+    books = Books(batches=1)
+    for number in range(3):
+        books.employ(f"worker {number}", free=3, now=10.0 * number)
+        assert books.give(10.0 * number) == [(f"worker {number}", 0)]
+        assert books.tick(10.0 * number + 6.0) == [f"worker {number}"]
+    for number in range(3):
+        assert books.suspected(S) is None
+        books.leave(f"worker {number}", died=True)
+    assert books.suspected(S) == 0
+
+
+def test_a_worker_that_was_silent_and_speaks_again_accuses_nothing_that_it_no_longer_has() -> None:
+    books = Books(batches=1)
+    for number in range(3):
+        books.employ(f"worker {number}", free=3, now=10.0 * number)
+        books.give(10.0 * number)
+        books.tick(10.0 * number + 6.0)
+        books.say(f"worker {number}", seen=1, now=10.0 * number + 7.0)
+        books.leave(f"worker {number}", died=True)
+    assert books.suspected(S) is None
+
+
+@pytest.mark.parametrize(("workers", "rounds"), [(2, 24), (4, 30), (8, 40)])
+def test_workers_whose_trainer_is_cut_off_from_the_loader_have_lost_nothing(workers: int, rounds: int) -> None:
+    """Batches that it had and could not name counted as lost: after ten seconds every worker was refused, for good."""
+    world = World()
+    stream = world.open(start=0, batches=400, window=0)
+    for _ in range(workers):
+        world.hire(slots=3)
+    for _ in range(6):
+        world.round()
+    for _ in range(rounds):
+        world.round(told=False)
+    again = world.leases.redispatched(stream)
+    assert again <= workers, "nothing but the head, which is the trainer's next batch for all that is known"
+    assert world.leases.careless() == []
+    world.settle()
+    assert world.leases.redispatched(stream) == again
+
+
+def test_a_worker_that_loses_a_lease_now_and_then_is_not_refused() -> None:
+    books = Books(batches=10_000, window=8)
+    books.employ("a", free=3)
+    given = 0
+    for number in range(2 * LOST_BEFORE_REFUSED):
+        now = 2.0 * number
+        seqs = [seq for _, seq in books.give(now)]
+        given += len(seqs)
+        books.say("a", seen=given, free=3, now=now)
+        # The first has arrived, the other is nowhere.
+        books.progress(S, seqs[0] + 1, (), now=now + 1.5)
+        books.tick(now + 1.5)
+        assert books.careless() == []
+    assert books.redispatched(S) > LOST_BEFORE_REFUSED
 
 
 def test_slow_is_measured_by_what_leases_usually_take() -> None:
@@ -295,12 +385,17 @@ def test_a_lease_that_its_holder_does_not_name_is_given_again_but_not_while_it_m
     assert books.give(0.9) == [], "it was not seen yet"
     books.say("a", seen=1, free=2, now=4.0)
     books.say("b", free=1, now=4.0)
+    books.progress(S, 0, (), now=4.0 + TIMING.missing)
     books.tick(4.0 + TIMING.missing)
     books.say("a", seen=1, held=(0,), free=1, now=5.1)
+    books.progress(S, 0, (), now=9.0)
     books.tick(9.0)
     assert books.counts(S) == (1, 0), "it was named in time"
     books.say("a", seen=1, free=2, now=9.0)
-    books.say("b", free=1, now=9.0)
+    books.say("b", free=0, now=9.0)
+    books.tick(9.1 + TIMING.missing)
+    assert books.give(10.2) == [], "the receiver may have it and be cut off"
+    books.progress(S, 0, (), now=9.1 + TIMING.missing)
     books.tick(9.1 + TIMING.missing)
     assert books.give(10.2) == [("a", 0)]
 

@@ -26,8 +26,8 @@ class Holding:
     number: int
     since: float
     head: bool = False
-    trial: bool = False
-    """Not of the batch, but of some of its rows, for nothing."""
+    trial: tuple[int, int] = (0, 0)
+    """Not of the batch, but of the rows from the first to before the second, for nothing; (0, 0): of the batch."""
     missing_since: float | None = None
     """Since when its worker does not list it."""
 
@@ -65,13 +65,15 @@ class Book:
         self.lease_seconds = 0.0
         """Moving average from lease to arrival."""
         self.redispatched = 0
+        self.told = float("-inf")
+        """When the receiver last said what has arrived."""
         self.refused: set[Worker] = set()
         """Workers whose batches the receiver does not take, and those that cannot make any."""
         self.batches: dict[int, Batch] = {}
         self.held: set[int] = set()
         """Batches with a holder that have not arrived."""
         self.suspected: set[int] = set()
-        """Batches whose rows are to be tried, by nobody at the moment."""
+        """Batches whose rows are to be tried."""
         self.arrived: set[int] = set()
         self._window = window
         self._edge = start
@@ -162,9 +164,9 @@ class Book:
             self._wanted[seq] = None
         _put(self.arrived, seq, batch.arrived)
         _put(self.held, seq, bool(batch.holders) and not batch.arrived)
-        idle = batch.loaded and not batch.arrived and not batch.holders
-        _put(self.suspected, seq, idle and batch.suspects is not None)
-        ready = idle and batch.suspects is None
+        open_ = batch.loaded and not batch.arrived
+        _put(self.suspected, seq, open_ and batch.suspects is not None)
+        ready = open_ and batch.suspects is None and not batch.holders
         if ready and seq not in self._ready:
             heapq.heappush(self._ready_heap, seq)
         _put(self._ready, seq, ready)

@@ -19,8 +19,8 @@ StreamId = bytes
 LARGEST_WINDOW = 1 << 16
 """Batches: nothing beyond was ever leased, whatever a trainer says of it."""
 LOST_BEFORE_REFUSED = 32
-"""Leases that a worker may lose after one HELLO: a healthy one loses none, for ZeroMQ loses messages with their
-connection alone."""
+"""Leases that a worker may lose after one HELLO, less those that arrive: a healthy one loses none, for ZeroMQ loses
+messages with their connection alone."""
 DEATHS_BEFORE_POISON = 3
 """Holders that may die over a batch before the batch itself is suspected."""
 
@@ -49,7 +49,8 @@ class Timing:
     silence: float
     hedge: float
     missing: float
-    """A lease that its holder does not list for this long, without the batch arriving, was lost."""
+    """A lease that its holder does not list was lost where the receiver is heard this much later and does not name the
+    batch either."""
 
 
 @dataclass(slots=True)
@@ -65,6 +66,8 @@ class _Worker:
     """Batches that name it as a holder."""
     lost: dict[StreamId, int] = field(default_factory=dict)
     """Leases that it has not listed for too long, since it said HELLO."""
+    left: list["_Held"] = field(default_factory=list)
+    """What it held when it fell silent."""
 
     def available(self) -> dict[StreamId, int]:
         """Free slots of each stream less the leases that the worker had not seen when it counted them."""
@@ -74,6 +77,21 @@ class _Worker:
         for _, stream in self.unseen:
             available[stream] = available.get(stream, 0) - 1
         return available
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A lease that is no more."""
+
+    stream: StreamId
+    seq: int
+    holding: Holding
+
+    @property
+    def turn(self) -> tuple[bool, bool, int]:
+        """The smallest is what its worker was making: one batch at a time, a trial before others, then a head, the
+        others in the order in which they were given."""
+        return self.holding.trial == (0, 0), not self.holding.head, self.holding.number
 
 
 class Leases:
@@ -138,6 +156,7 @@ class Leases:
         book = self._streams.get(stream)
         if book is None:
             return []
+        book.told = max(book.told, now)
         used = book.consume(consumed)
         last = min(book.end, book.consumed + LARGEST_WINDOW)
         ready = sorted(seq for seq in set(arrived) - book.arrived if book.consumed <= seq < last)
@@ -164,13 +183,16 @@ class Leases:
 
     def join(self, worker: Worker, identity: bytes, now: float) -> None:
         """A worker said HELLO: its numbering starts again, what it was given before is void until it says so."""
-        self._release(worker, died=False)
+        self._release(worker)
         self._remove(worker)
         self._workers[worker] = _Worker(identity=identity, heard=now)
 
     def leave(self, worker: Worker, *, died: bool) -> list[tuple[StreamId, int, int]]:
         """A worker is gone; its leases are free at once. Returns rows of batches that are now known to kill workers."""
-        guilty = self._release(worker, died=died)
+        held = self._release(worker)
+        if (books := self._workers.get(worker)) is not None:
+            held += books.left
+        guilty = self._accuse(held) if died else []
         self._remove(worker)
         for book in self._streams.values():
             book.refused.discard(worker)
@@ -179,7 +201,7 @@ class Leases:
     def tried(self, worker: Worker, stream: StreamId, seq: int, trial: tuple[int, int]) -> None:
         """A worker has lived through a trial; of another than the present one that means nothing any more."""
         batch = self._batch(stream, seq)
-        if batch is None or worker not in batch.holders or not batch.holders[worker].trial:
+        if batch is None or trial == (0, 0) or worker not in batch.holders or batch.holders[worker].trial != trial:
             return
         if batch.suspects is not None and batch.suspects.trial == trial and batch.suspects.survived():
             batch.suspects = None
@@ -205,6 +227,7 @@ class Leases:
             return
         books.heard = now
         books.silent = False
+        books.left = []
         if seen > books.numbers:
             self._count_free(worker)
             return  # It was said before the worker's last HELLO was answered: of leases that are void.
@@ -236,13 +259,14 @@ class Leases:
                 worker.silent = True
                 silent.append(name)
         for name in silent:
-            self._release(name, died=False)
+            self._workers[name].left = self._release(name)
             self._count_free(name)
         for stream, book in self._streams.items():
             for seq in list(book.held):
                 for name, holding in list(book.batches[seq].holders.items()):
                     since = holding.missing_since
-                    if since is not None and now - since > self._timing.missing:
+                    # A receiver that is cut off may have had it, and the worker done all that it should.
+                    if since is not None and book.told - since > self._timing.missing:
                         self._let_go(name, stream, seq)
                         lost = self._workers[name].lost
                         lost[stream] = lost.get(stream, 0) + 1
@@ -296,6 +320,8 @@ class Leases:
             book = self._streams[stream]
             head = book.head()
             for suspect in sorted(book.suspected):
+                if not self._is_free(book, book.batches[suspect], now):
+                    continue
                 worker = self._choose(stream, book, book.batches[suspect], least=1 if suspect == head else 2)
                 if worker is not None:
                     return self._give(worker, stream, suspect, True, now)
@@ -328,7 +354,7 @@ class Leases:
         book.redispatched += again
         batch.leases += 1
         trial = batch.suspects.trial if batch.suspects is not None else (0, 0)
-        self._hold(name, stream, seq, Holding(worker.numbers, now, head, trial=batch.suspects is not None))
+        self._hold(name, stream, seq, Holding(worker.numbers, now, head, trial))
         self._vacancies[stream].put(name, worker.available().get(stream, 0), len(worker.holds))
         return Grant(name, stream, seq, worker.numbers, head, again, trial, batch.skip)
 
@@ -384,13 +410,12 @@ class Leases:
         return not book.identity or self._workers[worker].identity == book.identity
 
     def _may_be_given(self, book: Book, head: Batch, now: float) -> bool:
-        return head.loaded and head.suspects is None and (not head.holders or self._is_slow(book, head, now))
+        return head.loaded and head.suspects is None and self._is_free(book, head, now)
 
-    def _is_slow(self, book: Book, batch: Batch, now: float) -> bool:
-        """A live holder has had the batch for long, and nobody else was asked yet."""
-        if len(batch.holders) > 1:
-            return False
-        patience = max(self._timing.hedge, 3.0 * book.lease_seconds)
+    def _is_free(self, book: Book, batch: Batch, now: float) -> bool:
+        """Nobody has the batch, or every live holder has had it for long: the longer, the more there are. They may all
+        be cut off from the receiver."""
+        patience = len(batch.holders) * max(self._timing.hedge, 3.0 * book.lease_seconds)
         return all(now - holding.since > patience for holding in batch.holders.values())
 
     def _batch(self, stream: StreamId, seq: int) -> Batch | None:
@@ -421,36 +446,43 @@ class Leases:
             seconds = now - min(holding.since for holding in batch.holders.values())
             book.lease_seconds += 0.2 * (max(0.0, seconds) - book.lease_seconds)
         for name in batch.holders:
-            self._workers[name].holds.discard((stream, seq))
+            worker = self._workers[name]
+            worker.holds.discard((stream, seq))
+            if worker.lost.get(stream):
+                worker.lost[stream] -= 1
             self._count_held(name)
         batch.holders.clear()
         batch.arrived = True
         book.settle(seq)
 
-    def _release(self, name: Worker, *, died: bool) -> list[tuple[StreamId, int, int]]:
+    def _release(self, name: Worker) -> list[_Held]:
+        """Take everything from a worker; what it was."""
         worker = self._workers.get(name)
         if worker is None:
             return []
-        held = []
-        for stream, seq in sorted(worker.holds):
-            batch = self._streams[stream].batches[seq]
-            holding = self._let_go(name, stream, seq)
-            held.append((not holding.trial, not holding.head, holding.number, stream, seq, batch))
-        if not died or not held:
+        return [_Held(stream, seq, self._let_go(name, stream, seq)) for stream, seq in sorted(worker.holds)]
+
+    def _accuse(self, held: list[_Held]) -> list[tuple[StreamId, int, int]]:
+        """A worker has died that held these, also one that had fallen silent: the row that is now known to be guilty.
+
+        Whatever the guilty batch was given as first, it is the head of its stream in the end.
+        """
+        there = [each for each in held if self.is_open(each.stream, each.seq)]
+        if not there:
             return []
-        # A worker makes one batch at a time, a head before the others, which come in the order in which they were
-        # given: whatever the guilty batch was given as first, it is the head of its stream in the end.
-        in_vain, *_, stream, seq, batch = min(held, key=lambda entry: entry[:3])
+        last = min(there, key=lambda each: each.turn)
+        book = self._streams[last.stream]
+        batch = book.batches[last.seq]
         row: int | None = None
         if batch.suspects is None:
             batch.deaths += 1
-            if batch.deaths >= DEATHS_BEFORE_POISON and (rows := self._streams[stream].rows(seq)):
+            if batch.deaths >= DEATHS_BEFORE_POISON and (rows := book.rows(last.seq)):
                 batch.suspects, batch.deaths = Suspects(0, rows), 0
-        elif not in_vain:
+        elif batch.suspects.trial == last.holding.trial:
             row = batch.suspects.died()
             batch.suspects = None if row is not None else batch.suspects
-        self._streams[stream].settle(seq)
-        return [(stream, seq, row)] if row is not None else []
+        book.settle(last.seq)
+        return [(last.stream, last.seq, row)] if row is not None else []
 
     def _remove(self, name: Worker) -> None:
         """Its slots count no more."""
