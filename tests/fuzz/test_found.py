@@ -112,6 +112,18 @@ def test_a_stream_that_is_opened_with_no_samples_is_the_loaders_fault() -> None:
         Inbox(an_open(), lambda: None).open(made(Opened, samples=0), np.zeros((SIZE, SIZE, 3), np.float32))
 
 
+def test_a_stream_of_more_samples_than_its_batches_hold_costs_nothing() -> None:
+    """One bit more in ``samples``: the order of 268 million was computed, for a minute and in two gigabytes."""
+    opened = made(Opened, samples=36 + (1 << 28), batches_per_epoch=9, largest_rows=4)
+    tracemalloc.start()
+    try:
+        with pytest.raises(PeerError, match="268435492 samples in 9 batches of up to 4: the order makes 67108873"):
+            Inbox(an_open(), lambda: None).open(opened, np.zeros((SIZE, SIZE, 3), np.float32))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_mean_image_of_another_size_does_not_end_the_trainer(tmp_path: Path) -> None:
     target = FeedTarget(tmp_path, Random(0))
     link = target._feed._link

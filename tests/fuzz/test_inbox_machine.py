@@ -34,7 +34,9 @@ class InboxMachine(RuleBasedStateMachine):
         super().__init__()
         self.woken = 0
         self.inbox = Inbox(an_open(), self._wake)
-        self.inbox.open(made(Opened, samples=36, end=_BATCHES, largest_rows=4), np.zeros((1, 1, 3), np.float32))
+        self.inbox.open(
+            made(Opened, samples=36, batches_per_epoch=9, end=_BATCHES, largest_rows=4), np.zeros((1, 1, 3), np.float32)
+        )
         self.arrived: set[int] = set()
         self.taken: list[FeedBatch] = []
         self.held: list[FeedBatch] = []
@@ -93,7 +95,9 @@ TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=60, deadli
 
 def test_the_order_of_the_machine_is_the_streams() -> None:
     inbox = Inbox(an_open(), lambda: None)
-    inbox.open(made(Opened, samples=36, end=_BATCHES), np.zeros((1, 1, 3), np.float32))
+    inbox.open(
+        made(Opened, samples=36, batches_per_epoch=9, end=_BATCHES, largest_rows=4), np.zeros((1, 1, 3), np.float32)
+    )
     assert inbox.info is not None
     expected = Order(BatchPlan(36, 4), seed=5, shuffle=True).indices(3)
     assert (inbox.info.order.indices(3) == expected).all()

@@ -189,6 +189,12 @@ class Inbox:
             plan = BatchPlan(opened.samples, self.spec.batch_size, self.spec.remainder, self.spec.rank, self.spec.world)
         except SettingsError as error:
             raise PeerError(f"a stream that cannot be: {error}") from error
+        # Before the order is computed, which takes time and memory for every sample that it is said to have.
+        if (opened.batches_per_epoch, opened.largest_rows) != (plan.batches_per_epoch, plan.largest_rows):
+            raise PeerError(
+                f"a stream of {opened.samples} samples in {opened.batches_per_epoch} batches of up to "
+                f"{opened.largest_rows}: the order makes {plan.batches_per_epoch} of up to {plan.largest_rows}"
+            )
         if not np.isfinite(mean).all():
             raise PeerError("a mean image of numbers that are not finite")
         order = Order(plan, seed=self.spec.seed, shuffle=self.spec.shuffle)
