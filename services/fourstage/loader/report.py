@@ -72,7 +72,7 @@ class Report:
             if not workers:
                 return "the trainer's own decoder is not connected" if owner else "no augmenter is connected"
             if all(self._leases.refuses(worker.uuid, uuid) for worker in workers):
-                return "the trainer takes nothing from the augmenters that are here: its log says why"
+                return "every augmenter that is here was refused: the loader's log says why"
             if not any(self._leases.serves(worker.uuid, uuid) for worker in workers):
                 pinned = self._leases.identity(uuid).hex()
                 return f"no augmenter makes the pixels of this run ({pinned}): another decoder or version"

@@ -15,7 +15,7 @@ from fourstage.errors import PeerError
 from fourstage.loader.clients import Client, Clients
 from fourstage.loader.entrances import Arrival, Entrances
 from fourstage.loader.report import Report
-from fourstage.loader.serving import Serving
+from fourstage.loader.serving import FORGET_AFTER, Serving
 from fourstage.process import StopFlag, socket_path
 from fourstage.settings import LoaderSettings
 from fourstage.store import Store
@@ -53,8 +53,6 @@ _MESSAGES_OF_A_TURN = 4096
 """Nobody who speaks without end keeps the loader from all else."""
 _GOODBYE_SECONDS = 0.05
 """After a side connection has hung up: a goodbye that was said before may still be in ZeroMQ's own thread."""
-_FORGET_AFTER = 10
-"""Silence limits after which a client without a side connection is forgotten; one with it is known to be dead."""
 _LONGEST_REASON = 1024
 _MOST_CLIENTS = 4096
 
@@ -268,7 +266,7 @@ class LoaderService:
                 log.warning("%s is silent for %.1f s: others get its leases", client.name, now - client.heard)
         for client in self._clients:
             silent = now - client.heard
-            if silent > _FORGET_AFTER * self._settings.silence_seconds and self._door.connection(client.uuid) is None:
+            if silent > FORGET_AFTER * self._settings.silence_seconds and self._door.connection(client.uuid) is None:
                 log.warning("%s was silent for %.0f s: forgotten", client.name, silent)
                 self._forget(client, died=True)
         self._serving.read_ahead.account(now)

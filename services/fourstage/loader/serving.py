@@ -2,6 +2,7 @@
 
 import logging
 import time
+from itertools import islice
 
 from fourstage.errors import FourstageError, SettingsError
 from fourstage.loader.book import Worker
@@ -39,6 +40,11 @@ _LEASES_OF_A_TURN = 64
 _LONGEST_REASON = 1024
 _MOST_STREAMS = 64
 """Of one trainer; each has an arena."""
+FORGET_AFTER = 10
+"""Silence limits after which a client without a side connection is forgotten; one with it is known to be dead. So a
+loader that was started so long ago knows every stream there is."""
+_GONE_OF_A_BEAT = 16
+"""Streams that a worker is told of at one time that they are no more."""
 
 
 class Serving:
@@ -71,6 +77,7 @@ class Serving:
             )
         )
         self.streams: dict[bytes, LoaderStream] = {}
+        self._knows_all_at = time.monotonic() + FORGET_AFTER * settings.silence_seconds
         repeated = telemetry.counter("fourstage_reads_repeated_total")
         self.read_ahead = ReadAhead(settings.threads, telemetry.meter("load"), settings.batch_seconds, repeated.inc)
 
@@ -143,6 +150,7 @@ class Serving:
             self.fault(client, "opened a stream of somebody else's")
             return
         self._send_opened(client, stream)
+        self._say_failure(client, stream)
 
     def on_progress(self, client: Client, message: Progress, now: float) -> None:
         """How far a stream is."""
@@ -155,6 +163,7 @@ class Serving:
             return
         for seq in self.leases.progress(message.stream, message.consumed, message.arrived, now=now):
             stream.release(seq)
+        self._say_failure(client, stream)
         for worker in message.refused:
             self._refuse(stream, worker, f"{client.name} takes nothing more from it: its log says why")
 
@@ -173,6 +182,10 @@ class Serving:
         slots = [entry for entry in beat.slots if self._may_serve(client, entry[0])]
         held = [(uuid, seq) for uuid, seq, code in beat.held if self._is_held(client, uuid, seq, code)]
         self.leases.beat(client.uuid, seen=beat.seen, held=held, slots=slots, now=now)
+        if now >= self._knows_all_at:
+            gone = (uuid for uuid, _, _ in beat.slots if uuid not in self.streams)
+            for uuid in islice(gone, _GONE_OF_A_BEAT):
+                self._socket.send(client.peer, Gone(uuid))
 
     def on_failed(self, client: Client, failed: Failed) -> None:
         """A worker cannot make a batch, or serve a stream."""
@@ -182,7 +195,8 @@ class Serving:
         reason = f"{failed.reason} (reported by {client.name})"
         if failed.row < 0:
             self._refuse(stream, client.uuid, reason)
-            if not any(self.leases.serves(other.uuid, failed.stream) for other in self._clients.having("augmenter")):
+            others = [each for each in self._clients.having("augmenter") if self._clients.may_serve(each, stream)]
+            if not any(self.leases.serves(other.uuid, failed.stream) for other in others):
                 self._fail(stream, failed.seq, -1, reason)
         # A worker whose lease has ended may find other bytes in the slot: the batch has arrived from somebody else.
         elif not self.leases.holds(client.uuid, failed.stream, failed.seq):
@@ -304,9 +318,14 @@ class Serving:
             key = stream.split.keys(stream.order.indices(seq)[row : row + 1])[0]
             reason = f"sample {key!r} cannot be decoded: {reason}"
         log.error("stream %s failed at batch %d: %s", stream.name, seq, reason)
+        stream.failure = Failed(stream=stream.spec.stream, seq=seq, row=row, reason=reason[:_LONGEST_REASON])
         if client := self._clients.get(stream.client):
-            failed = Failed(stream=stream.spec.stream, seq=seq, row=row, reason=reason[:_LONGEST_REASON])
-            self._socket.send(client.peer, failed)
+            self._say_failure(client, stream)
+
+    def _say_failure(self, client: Client, stream: LoaderStream) -> None:
+        """Again with all that the trainer says: it may have been away when the stream failed."""
+        if stream.failure is not None:
+            self._socket.send(client.peer, stream.failure)
 
     def _close_stream(self, uuid: bytes) -> None:
         stream = self.streams.pop(uuid, None)

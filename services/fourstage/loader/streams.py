@@ -11,7 +11,7 @@ from fourstage.errors import FourstageError, SettingsError
 from fourstage.order import BatchPlan, Order
 from fourstage.store import Split, Store
 from fourstage.wire.codec import encode_body
-from fourstage.wire.messages import Open, Samples
+from fourstage.wire.messages import Failed, Open, Samples
 
 MOST_SLOTS = 1024
 """JPEG slots of one stream, which bound the leases that are out; untouched slots take no memory."""
@@ -52,6 +52,8 @@ class LoaderStream:
     """Those of them whose batch has arrived from elsewhere: free once the thread is done."""
     prefetched: int = 0
     """Batches before this one were announced to the kernel."""
+    failure: Failed | None = None
+    """Why it cannot go on."""
 
     @property
     def name(self) -> str:
