@@ -155,7 +155,8 @@ class LoaderSettings(Section):
     """Threads that read from the store (preadv releases the interpreter)."""
 
     memory: Annotated[int, Field(ge=1 << 10)] = 2 << 30
-    """Bytes that the JPEG slots of one stream may take; bounds the window."""
+    """Bytes that the JPEG slots of a trainer's first stream may take, half of it those of its second, a third those of
+    its third, and so on; bounds the window."""
 
     heartbeat_seconds: Annotated[float, Field(ge=0.05, le=60.0)] = 0.5
     """How often every peer says what it holds."""

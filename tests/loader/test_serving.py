@@ -23,6 +23,7 @@ from tests.fuzz.samples import made
 from tests.pipeline.harness import SIZE, eventually, write_photographs
 
 STREAM = b"s" * 16
+SETTINGS = LoaderSettings(memory=1 << 20)
 
 
 @dataclass
@@ -58,10 +59,10 @@ class Scene:
     trainer: Client
     augmenter: Client
 
-    def open(self) -> None:
+    def open(self, stream: bytes = STREAM) -> None:
         self.serving.on_open(
             self.trainer,
-            made(Open, stream=STREAM, split="train", batch_size=2, fingerprint="", identity=b"", worker=b"", world=1,
+            made(Open, stream=stream, split="train", batch_size=2, fingerprint="", identity=b"", worker=b"", world=1,
                  rank=0, start=0, epochs=1, end=0, window=4, transport="inline", view=View("full", SIZE)),
         )  # fmt: skip
 
@@ -75,7 +76,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
     prepare(tmp_path / "photographs" / "train", tmp_path / "store", size=SIZE, workers=1)
     clients, network = Clients(), Network()
     serving = Serving(
-        open_store(tmp_path / "store"), LoaderSettings(), peer=b"l" * 16, clients=clients,
+        open_store(tmp_path / "store"), SETTINGS, peer=b"l" * 16, clients=clients,
         socket=cast(Entrances, network), door=cast("Door[bytes]", NoSides()),
         telemetry=Telemetry("loader", MetricsSettings(), "0"),
     )  # fmt: skip
@@ -118,5 +119,15 @@ def test_a_worker_that_serves_a_stream_which_is_no_more_is_told_so_but_not_by_a_
     scene.network.take()
     scene.serving.on_beat(scene.augmenter, beat, now)
     assert scene.network.take() == [], "its trainer may still open it again"
-    scene.serving.on_beat(scene.augmenter, beat, now + FORGET_AFTER * LoaderSettings().silence_seconds)
+    scene.serving.on_beat(scene.augmenter, beat, now + FORGET_AFTER * SETTINGS.silence_seconds)
     assert scene.network.take() == [Gone(b"x" * 16)]
+
+
+def test_all_streams_of_one_trainer_together_take_a_bounded_part_of_the_memory(scene: Scene) -> None:
+    """Each had as much as the first: 64 of them had 128 GiB read into memory."""
+    for number in range(70):
+        scene.open(number.to_bytes(16, "big"))
+    arenas = [stream.arena for stream in scene.serving.streams.values()]
+    assert len(arenas) == 64
+    assert sum(arena.slots * arena.slot_bytes for arena in arenas) < 5 * SETTINGS.memory
+    assert all(arena.slots for arena in arenas)

@@ -130,9 +130,12 @@ class Serving:
         stream = self.streams.get(spec.stream)
         if stream is None:
             try:
-                if sum(other.client == client.uuid for other in self.streams.values()) >= _MOST_STREAMS:
+                others = sum(other.client == client.uuid for other in self.streams.values())
+                if others >= _MOST_STREAMS:
                     raise SettingsError(f"a trainer has more than {_MOST_STREAMS} streams open", hint="close some")
-                stream = open_stream(self._store, spec, client.uuid, self._settings.memory, client.user)
+                # So 64 streams may take less than five times as much as one.
+                memory = self._settings.memory // (1 + others)
+                stream = open_stream(self._store, spec, client.uuid, memory, client.user)
             except FourstageError as error:
                 log.error("refused a stream of %s: %s", client.name, error)
                 reason = str(error)[:_LONGEST_REASON]
