@@ -18,7 +18,7 @@ TORCH_INDEX ?=
 RUN ?= runs/demo
 STORE ?= stores/demo
 FUZZ ?= --cases 1000000
-SEEDS ?= 200
+SEEDS ?= 230
 
 BIN := $(VENV)/bin
 # Lazily: only what uses it asks git and docker.

@@ -1,4 +1,4 @@
-"""The fault campaign: ``python -m tests.faults --seeds 200``, or one seed again: ``--seed N``."""
+"""The fault campaign: ``python -m tests.faults --seeds 230``, or one seed again: ``--seed N``."""
 
 import argparse
 import json
@@ -67,7 +67,7 @@ def _record(outcome: Outcome) -> dict[str, object]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=200, help="how many")
+    parser.add_argument("--seeds", type=int, default=230, help="how many")
     parser.add_argument("--first", type=int, default=0, help="from which one on")
     parser.add_argument("--seed", type=int, nargs="+", help="these alone")
     parser.add_argument("--jobs", type=int, default=1, help="seeds at one time")

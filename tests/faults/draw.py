@@ -30,6 +30,7 @@ class Role(Enum):
     ENGINE = "run"
     TO_LOADER = "the network to the loader"
     TO_TRAINER = "the network to the trainer"
+    PARTED = "the network between trainer and loader"
     STORE = "the store"
 
 
@@ -60,6 +61,7 @@ class Fault(Enum):
     CUT_BEYOND_SILENCE = auto()
     BLACK_HOLE = auto()
     DELAY = auto()
+    LONG_DELAY = auto()
     THROTTLE = auto()
     TRUNCATE = auto()
     RECONNECTS = auto()
@@ -86,7 +88,7 @@ class Stop(Enum):
 
 
 PROCESSES: Final = (Role.LOADER, Role.AUGMENTER, Role.TRAINER)
-NETWORKS: Final = (Role.TO_LOADER, Role.TO_TRAINER)
+NETWORKS: Final = (Role.TO_LOADER, Role.TO_TRAINER, Role.PARTED)
 HELD_BY: Final[dict[Moment, tuple[Role, ...]]] = {
     Moment.WELCOME: (Role.AUGMENTER, Role.TRAINER),
     Moment.STREAM: (Role.AUGMENTER,),
@@ -137,6 +139,7 @@ RULES: Final[dict[Fault, Rule]] = {
     Fault.CUT_BEYOND_SILENCE: Rule(NETWORKS, (World.HOSTS,), seconds=(1.6, 3.0)),
     Fault.BLACK_HOLE: Rule(NETWORKS, (World.HOSTS,), seconds=(0.3, 3.0)),
     Fault.DELAY: Rule(NETWORKS, (World.HOSTS,), seconds=(0.5, 2.0)),
+    Fault.LONG_DELAY: Rule(NETWORKS, (World.HOSTS,), seconds=(2.0, 4.0)),
     Fault.THROTTLE: Rule(NETWORKS, (World.HOSTS,), seconds=(0.5, 2.0)),
     Fault.TRUNCATE: Rule(NETWORKS, (World.HOSTS,)),
     Fault.RECONNECTS: Rule(NETWORKS, (World.HOSTS,), seconds=(0.3, 1.0)),

@@ -25,7 +25,7 @@ _STORM_SECONDS = 0.1
 _STORM_CONNECTIONS = 20
 _SLOW_READ_SECONDS = 0.02
 _SLOW_BYTES = 200_000.0
-_DELAY_SECONDS = 0.02
+_DELAY_SECONDS, _LONG_DELAY_SECONDS = 0.02, 0.35
 _SIGNALS = {Fault.KILL: signal.SIGKILL, Fault.TERMINATE: signal.SIGTERM, Fault.INTERRUPT: signal.SIGINT}
 
 
@@ -72,7 +72,7 @@ class Striker:
         match blow.role:
             case Role.STORE:
                 self._store(blow)
-            case Role.TO_LOADER | Role.TO_TRAINER:
+            case Role.TO_LOADER | Role.TO_TRAINER | Role.PARTED:
                 if isinstance(self.processes, Services):
                     for proxy in self.processes.networks[blow.role]:
                         self._network(blow, proxy)
@@ -136,6 +136,8 @@ class Striker:
                 proxy.swallow()
             case Fault.DELAY:
                 proxy.delay = _DELAY_SECONDS
+            case Fault.LONG_DELAY:
+                proxy.delay = _LONG_DELAY_SECONDS
             case Fault.THROTTLE:
                 proxy.rate = _SLOW_BYTES
             case Fault.TRUNCATE:

@@ -260,6 +260,7 @@ class Services:
     def _bind_elsewhere(self) -> None:
         proxies = tuple(self._kept.enter_context(Proxy(free_port())) for _ in range(2))
         self.networks[Role.TO_LOADER] = proxies
+        self.networks[Role.PARTED] = proxies[1:]
         self._bind, self._trainers = (f"tcp://127.0.0.1:{proxy.target}" for proxy in proxies)
         fresh = self._address.with_suffix(".new")
         fresh.write_text("".join(f"tcp://127.0.0.1:{proxy.port}\n" for proxy in proxies))
