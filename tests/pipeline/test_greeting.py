@@ -1,5 +1,7 @@
 """A worker's first words to a trainer."""
 
+import itertools
+
 from fourstage.augmenter.outbox import Outbox
 from fourstage.views import View
 from fourstage.wire.messages import Hello, Stream
@@ -14,7 +16,10 @@ def test_a_worker_greets_once_it_is_connected_not_half_a_second_later() -> None:
             stream=bytes(16), split="train", view=View("centre", 8), size=8, seed=0, largest_rows=1, colours=(0.0,) * 9,
             transport="inline", slots=1, slot_bytes=4096, receiver=trainer.address, side="", on_corrupt="fail",
         )  # fmt: skip
-        outbox = Outbox(spec, peer=bytes(16), name="w", identity=b"", slots=1, memory=1 << 20, waiter=waiter)
+        outbox = Outbox(
+            spec, peer=bytes(16), name="w", identity=b"", slots=1, memory=1 << 20, waiter=waiter,
+            sessions=itertools.count(1),
+        )  # fmt: skip
 
         def greeted() -> bool:
             # No time passes: whatever waits for a moment to come waits for ever.

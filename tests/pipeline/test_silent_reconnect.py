@@ -1,6 +1,7 @@
 """ZeroMQ makes a lost connection anew without a word: whoever only listens is nobody to the other end."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Iterator
 from typing import TypeVar
@@ -41,7 +42,10 @@ def test_a_worker_whose_batches_all_lay_with_the_trainer_was_never_told_that_the
             transport="inline", slots=1, slot_bytes=4096, receiver=f"tcp://127.0.0.1:{network.port}", side="",
             on_corrupt="fail",
         )  # fmt: skip
-        outbox = Outbox(spec, peer=bytes(16), name="w", identity=b"", slots=1, memory=1 << 20, waiter=Waiter())
+        outbox = Outbox(
+            spec, peer=bytes(16), name="w", identity=b"", slots=1, memory=1 << 20, waiter=Waiter(),
+            sessions=itertools.count(1),
+        )  # fmt: skip
 
         def heard(kind: type[M], ahead: float = 0.0) -> tuple[Peer, M]:
             """The next message of a kind. ahead: seconds of the outbox's clock before ours."""

@@ -3,6 +3,7 @@
 It sends pixels inline, as from another host.
 """
 
+import itertools
 import secrets
 import struct
 import sys
@@ -20,6 +21,7 @@ from tests.wire.reference import VECTORS, blake, draw
 
 HELLO, WELCOME, WHO, FAILED, STREAM, LEASE, GONE, BEAT, BATCH, HOLDS = 1, 2, 4, 20, 32, 33, 34, 36, 48, 49
 PEER = secrets.token_bytes(16)
+SESSIONS = itertools.count(1)
 SLOTS = 3
 
 
@@ -46,9 +48,10 @@ class Link:
         """HELLO, again while nobody answers."""
         if self.welcomed or time.monotonic() - self.greeted < 0.5:
             return
-        hello = {"protocol": 2, "role": "augmenter", "peer": PEER, "session": self.session + 1}
+        session = next(SESSIONS)
+        hello = {"protocol": 2, "role": "augmenter", "peer": PEER, "session": session}
         if self.say(HELLO, hello | {"name": "foreign", "build": "0", "identity": self.identity}):
-            self.session += 1
+            self.session = session
             self.greeted = time.monotonic()
 
     def heard(self) -> Iterator[tuple[int, dict[str, Any], list[bytes]]]:

@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,13 +67,16 @@ class Outbox:
         slots: int,
         memory: int,
         waiter: Waiter,
+        sessions: Iterator[int],
         security: Security | None = None,
         on_fault: Callable[[], object] = lambda: None,
     ) -> None:
         """Dial the trainer, make the arena and hand it over.
 
-        on_fault: called for every message of the trainer that is none. Raises SettingsError where ``memory`` takes not
-        one slot, or the trainer's address is none.
+        sessions: ascending, and shared by all outboxes of ``peer``: a stream that has ended may come again, and what
+        was said of its old sessions must not be taken for the new one's. on_fault: called for every message of the
+        trainer that is none. Raises SettingsError where ``memory`` takes not one slot, or the trainer's address is
+        none.
         """
         self.spec = spec
         self._image_bytes = 3 * spec.view.crop * spec.view.crop
@@ -88,6 +91,7 @@ class Outbox:
         self._name = name
         self._identity = identity
         self._waiter = waiter
+        self._sessions = sessions
         self._on_fault = on_fault
         self._socket = Dialled(
             spec.receiver, role="augmenter", server="trainer", server_key=spec.receiver_key, security=security
@@ -251,7 +255,7 @@ class Outbox:
             protocol=PROTOCOL,
             role="augmenter",
             peer=self._peer,
-            session=self._session + 1,
+            session=next(self._sessions),
             name=self._name,
             build=fourstage.__version__,
             identity=self._identity,
@@ -259,7 +263,7 @@ class Outbox:
         # Not sent: the connection is not there yet, and the next turn tries again.
         if self._socket.send(hello):
             self._greeted_at = now
-            self._session += 1
+            self._session = hello.session
             self._sent = self._acknowledged = 0
             self._settled_at = now
             self._welcomed = False

@@ -4,6 +4,7 @@ One process, one core, one thread. It holds no state that matters: kill it at an
 """
 
 import contextlib
+import itertools
 import logging
 import time
 
@@ -64,6 +65,7 @@ class AugmenterService:
             on_fault=self._faults.inc,
         )  # fmt: skip
         self._outboxes: dict[bytes, Outbox] = {}
+        self._sessions = itertools.count(1)
         self._sources = JpegSources()
         self._scratch: dict[int, NDArray[np.uint8]] = {}
         self._seen = 0
@@ -166,6 +168,7 @@ class AugmenterService:
                 slots=self._settings.slots,
                 memory=self._settings.memory,
                 waiter=self._waiter,
+                sessions=self._sessions,
                 security=self._security,
                 on_fault=self._faults.inc,
             )

@@ -220,9 +220,8 @@ class Workers:
                 self._early.append(Arrival(peer, message, payload))
             return None
         source = self._sources.setdefault(key, _Source(hello.name))
-        source.peer = peer
-        if source.session != message.session:
-            source.session, source.seen = message.session, 0
+        if (source.session, source.peer) != (message.session, peer):
+            source.session, source.peer, source.seen = message.session, peer, 0
         source.seen = max(source.seen, message.number)
         if hello.peer in self._refused:
             return key
