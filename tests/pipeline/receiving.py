@@ -1,5 +1,6 @@
 """A trainer's feed between a loader and augmenters of the test's own: every message that it hears and says is seen."""
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from fourstage.arena import PAGE, Arena
 from fourstage.order import Order
 from fourstage.trainer.feed import Feed
 from fourstage.trainer.inbox import Inbox
 from fourstage.views import View
+from fourstage.wire import side
 from fourstage.wire.codec import encode_body
 from fourstage.wire.codes import lease_code
 from fourstage.wire.messages import PROTOCOL, Batch, Hello, Holds, Open, Opened, Samples, Welcome
@@ -104,3 +107,29 @@ def held(worker: Dialled, *, seen: int) -> Holds:
     while (holds := answered(worker, Holds)).seen < seen:
         pass
     return holds
+
+
+def hand_over(opening: Open, *, filled: int, peer: bytes = b"w" * 16) -> tuple[socket.socket, Arena]:
+    """The side connection, over which the trainer has taken an arena of three slots whose pixels are all ``filled``."""
+    arena = Arena.create(3, PAGE)
+    for slot in range(3):
+        arena.slot(slot, PIXELS)[:] = bytes([filled]) * PIXELS
+    connection = side.connect(opening.side, 10.0)
+    assert connection is not None
+    assert side.send(connection, side.Packet(peer, opening.stream, arena.slots, arena.slot_bytes), arena.descriptor)
+    answer = side.receive(connection)
+    assert answer is not None, "the arena was refused"
+    assert answer[0].stream == opening.stream
+    return connection, arena
+
+
+def hang_up(connection: socket.socket) -> None:
+    """As a process does that ends; the trainer has noticed."""
+    connection.shutdown(socket.SHUT_WR)
+    assert side.receive(connection) is None
+    connection.close()
+
+
+def is_mapped(inode: int) -> bool:
+    """Whether this process, in which the feed runs, has that file mapped."""
+    return any(line.split()[4] == str(inode) for line in Path("/proc/self/maps").read_text().splitlines())

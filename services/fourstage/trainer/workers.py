@@ -57,10 +57,18 @@ class _Source:
     name: str
     peer: Peer = b""
     session: int = 0
+    """Nothing is taken of older ones."""
     seen: int = 0
     arena: Arena | None = None
+    buried: bool = False
+    """Its worker has hung up on the arena; what it had sent before may still be on the way."""
     held: dict[int, int] = field(default_factory=dict)
     """Batches that lie here, and their slots; -1: inline."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing but a connection keeps it."""
+        return not self.held and (self.arena is None or self.buried)
 
 
 class Workers:
@@ -86,6 +94,8 @@ class Workers:
         self._passage = passage
         self._telemetry = telemetry
         self._sources: dict[Key, _Source] = {}
+        self._left: dict[Arena, tuple[bytes, set[int]]] = {}
+        """Arenas whose workers have come again with the same stream: that, and the batches that lie in them."""
         self._known: dict[Peer, Hello] = {}
         self._senders = Senders()
         self._quiet = Quiet()
@@ -113,6 +123,7 @@ class Workers:
             self._known = {peer: hello for peer, hello in self._known.items() if hello.peer != worker}
             for key in [key for key in self._sources if key[0] == worker]:
                 self._door.drop(key)
+                self._sources[key].peer = b""
                 self.bury(key)
         return came
 
@@ -121,7 +132,8 @@ class Workers:
         packet = event.packet
         key = (packet.peer, packet.stream)
         known = self._sources.get(key)
-        if event.descriptor is None or packet.stream not in self._inboxes or (known and known.arena):
+        has_one = known is not None and known.arena is not None and not known.buried
+        if event.descriptor is None or packet.stream not in self._inboxes or has_one:
             if event.descriptor is not None:
                 os.close(event.descriptor)
             self._door.refuse(event.connection)
@@ -133,43 +145,47 @@ class Workers:
             log.warning("dropped an arena: %s", error)
             self._door.refuse(event.connection)
             return
-        self._sources.setdefault(key, _Source(packet.peer.hex()[:8])).arena = arena
+        if known is None:
+            known = self._sources[key] = _Source(packet.peer.hex()[:8])
+        elif known.buried:
+            known = self._succeed(key, known)
+        known.arena = arena
         self._door.adopt(event.connection, key)
         side.send(event.connection, side.Packet(self._peer, packet.stream))
 
     def bury(self, key: Key) -> None:
         """The owner of an arena is gone; what it finished stays whole as long as it is held."""
-        source = self._sources[key]
-        source.peer = b""
-        if not source.held:
-            self._drop(key)
+        self._sources[key].buried = True
+        self._dirty.add(key)
 
     def tell(self, beat: bool) -> None:
         """Say to whom something has changed, or with the heartbeat to everybody, what is held of theirs."""
         for uuid, inbox in self._inboxes.items():
             for batch in inbox.released():
-                if source := self._sources.get((batch.source, uuid)):
+                if batch.arena is not None and batch.arena in self._left:
+                    self._release_left(batch.arena, batch.seq)
+                elif source := self._sources.get((batch.source, uuid)):
                     source.held.pop(batch.seq, None)
-                    if source.held or source.peer:
-                        self._dirty.add((batch.source, uuid))
-                    else:
-                        self._drop((batch.source, uuid))
+                    self._dirty.add((batch.source, uuid))
         dirty, self._dirty = self._dirty, set()
         for key in list(self._sources) if beat else dirty:
             source = self._sources.get(key)
             # One without an arena tells by nothing else that its worker has gone. A live one is made anew by its BATCH.
-            if source is not None and not self._send_holds(key, source) and not source.held and source.arena is None:
+            if source is not None and not self._send_holds(key, source) and source.idle:
                 self._drop(key)
 
     def drop(self, stream: bytes) -> None:
         """The stream is over."""
         for key in [key for key in self._sources if key[1] == stream]:
             self._drop(key)
+        for arena in [arena for arena, (left, _) in self._left.items() if left == stream]:
+            del self._left[arena]
+            arena.close()
 
     def close(self) -> None:
         """Give every arena back."""
-        for key in list(self._sources):
-            self._drop(key)
+        for stream in {stream for _, stream in self._sources} | {stream for stream, _ in self._left.values()}:
+            self.drop(stream)
 
     def _on_augmenter(self, arrival: Arrival) -> Key | None:
         """Handle one message; the source whose holdings changed."""
@@ -220,6 +236,11 @@ class Workers:
                 self._early.append(Arrival(peer, message, payload))
             return None
         source = self._sources.setdefault(key, _Source(hello.name))
+        if source.buried and message.slot < 0:
+            # It has come again, and its new arena could not be handed over.
+            source = self._succeed(key, source)
+        if message.session < source.session:
+            return None
         if (source.session, source.peer) != (message.session, peer):
             source.session, source.peer, source.seen = message.session, peer, 0
         source.seen = max(source.seen, message.number)
@@ -271,7 +292,7 @@ class Workers:
     def _forget_sources(self, peer: Peer, *, but: bytes = b"") -> None:
         """Of this connection, those that hold nothing."""
         for key, source in list(self._sources.items()):
-            if source.peer == peer and key[0] != but and not source.held and source.arena is None:
+            if source.peer == peer and key[0] != but and source.idle:
                 self._drop(key)
 
     def _welcome(self, hello: Hello) -> Welcome:
@@ -289,6 +310,23 @@ class Workers:
             return False
         holds = Holds(stream=key[1], session=source.session, seen=source.seen, seqs=tuple(sorted(source.held)))
         return self._socket.send(source.peer, holds)
+
+    def _succeed(self, key: Key, before: _Source) -> _Source:
+        """A worker that has hung up on an arena comes again: what comes late of its old sessions lies in no new one."""
+        hello = self._known.get(before.peer)
+        newest = before.session if hello is None else max(before.session, hello.session)
+        source = self._sources[key] = _Source(before.name, session=newest + 1)
+        if before.arena is not None:
+            self._left[before.arena] = key[1], {seq for seq, slot in before.held.items() if slot >= 0}
+            self._release_left(before.arena)
+        return source
+
+    def _release_left(self, arena: Arena, seq: int = -1) -> None:
+        _, held = self._left[arena]
+        held.discard(seq)
+        if not held:
+            del self._left[arena]
+            arena.close()
 
     def _drop(self, key: Key) -> None:
         source = self._sources.pop(key)
