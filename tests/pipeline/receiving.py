@@ -36,9 +36,13 @@ class Receiving:
     trainer: Peer = b""
     """The feed's connection to the loader."""
 
-    def welcome(self) -> None:
-        """Answer the feed's next HELLO."""
+    def greeted(self) -> Hello:
+        """The feed's next HELLO."""
         self.trainer, hello = heard(self.loader, Hello)
+        return hello
+
+    def welcome(self, hello: Hello) -> None:
+        """The answer to it."""
         self.loader.send(
             self.trainer,
             Welcome(
@@ -57,7 +61,7 @@ class Receiving:
             )
         )  # fmt: skip
         if not self.trainer:
-            self.welcome()
+            self.welcome(self.greeted())
         _, opening = heard(self.loader, Open)
         opened = Opened(
             stream=opening.stream, samples=ROWS * BATCHES, batches_per_epoch=BATCHES, end=BATCHES, largest_rows=ROWS,

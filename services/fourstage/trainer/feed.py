@@ -22,6 +22,7 @@ from fourstage.process import socket_path
 from fourstage.telemetry import Telemetry
 from fourstage.trace import Passage
 from fourstage.trainer.addresses import receiver_addresses
+from fourstage.trainer.closed import Closed
 from fourstage.trainer.encoded import Decoding
 from fourstage.trainer.inbox import Inbox
 from fourstage.trainer.workers import Workers
@@ -113,9 +114,10 @@ class Feed:
         self._to_close: list[Inbox] = []
         self._inboxes: dict[bytes, Inbox] = {}
         self._told: dict[bytes, Progress] = {}
+        self._closed = Closed(self._link)
         self._workers = Workers(
-            self._socket, self._door, self._link, self._inboxes, peer=secrets.token_bytes(16), passage=self._passage,
-            telemetry=telemetry,
+            self._socket, self._door, self._link, self._inboxes, self._closed, peer=secrets.token_bytes(16),
+            passage=self._passage, telemetry=telemetry,
         )  # fmt: skip
         self._next_beat = 0.0
         self._stopping = False
@@ -234,12 +236,14 @@ class Feed:
             if self._inboxes.pop(uuid, None) is None:
                 continue
             self._told.pop(uuid, None)
-            self._link.send(Close(uuid))
+            self._closed.add(uuid)
             self._workers.drop(uuid)
 
     def _on_loader(self, message: Message, payload: list[Payload]) -> None:
         match message:
             case Welcome():
+                # First: at the loader they take the places of others.
+                self._closed.say_again()
                 for inbox in self._inboxes.values():
                     consumed, _ = inbox.progress()
                     self._link.send(dataclasses.replace(inbox.spec, start=consumed, identity=inbox.identity))

@@ -15,6 +15,7 @@ from fourstage.arena import Arena
 from fourstage.errors import PeerError
 from fourstage.telemetry import Telemetry
 from fourstage.trace import Passage
+from fourstage.trainer.closed import Closed
 from fourstage.trainer.inbox import Inbox
 from fourstage.trainer.senders import Senders
 from fourstage.wire import side
@@ -80,16 +81,19 @@ class Workers:
         door: Door[Key],
         link: LoaderLink,
         inboxes: Mapping[bytes, Inbox],
+        closed: Closed,
         *,
         peer: bytes,
         passage: Callable[[str, Times], Passage],
         telemetry: Telemetry | None,
     ) -> None:
-        """inboxes: the open streams'. peer: the trainer's own 16 bytes. passage: of a batch, by its worker's name."""
+        """inboxes: the open streams'. closed: those that are over. peer: the trainer's own 16 bytes. passage: of
+        a batch, by its worker's name."""
         self._socket = socket
         self._door = door
         self._link = link
         self._inboxes = inboxes
+        self._closed = closed
         self._peer = peer
         self._passage = passage
         self._telemetry = telemetry
@@ -229,6 +233,7 @@ class Workers:
         if inbox is None:
             gone = Holds(stream=message.stream, session=message.session, seen=message.number, seqs=())
             self._socket.send(peer, gone)
+            self._closed.remind(message.stream)
             return None
         if inbox.info is None:
             # It overtook the loader's OPENED, which comes on another connection. What has no room here is sent again.
