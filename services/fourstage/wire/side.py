@@ -99,10 +99,19 @@ def receive_arena(connection: socket.socket) -> tuple[Packet, Arena] | None:
     return packet, Arena.attach(descriptor, packet.slots, packet.slot_bytes)
 
 
+def readable(connection: socket.socket) -> bool:
+    """Whether a packet lies there, or the peer has hung up."""
+    return _polled(connection, select.POLLIN)
+
+
 def hung_up(connection: socket.socket) -> bool:
     """Whether the peer has closed its end, by its own will or the kernel's."""
+    return _polled(connection, select.POLLRDHUP)
+
+
+def _polled(connection: socket.socket, events: int) -> bool:
     poll = select.poll()
-    poll.register(connection, select.POLLRDHUP)
+    poll.register(connection, events)
     return bool(poll.poll(0))
 
 

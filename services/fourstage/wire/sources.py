@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import socket
 
 import numpy as np
@@ -16,10 +17,17 @@ log = logging.getLogger(__name__)
 
 
 class JpegSources:
-    """The loader's arenas by stream, as they came over the side connection."""
+    """The loader's arenas by stream, as they came over the side connection.
+
+    A stream may end and be opened again under its name, with another arena: which one a lease means is told by where
+    STREAM and GONE stand among the messages, and the side connection may be ahead of them.
+    """
 
     def __init__(self) -> None:
         self._arenas: dict[bytes, Arena] = {}
+        """Those that leases mean now."""
+        self._ahead: dict[bytes, Arena] = {}
+        """Those whose STREAM has not been heard yet."""
         self._side: socket.socket | None = None
 
     def follow(self, connection: socket.socket | None) -> None:
@@ -27,27 +35,46 @@ class JpegSources:
         if connection is not self._side:
             self._side = connection
             self.close()
+        # Their STREAM was lost with the last session; what is still open comes again.
+        _close(self._ahead)
 
     def attach(self, spec: Stream) -> None:
-        """Map a stream's arena, which was sent before the message, if it comes by arena and is not mapped yet."""
-        if spec.transport != "arena" or self._side is None or spec.stream in self._arenas:
+        """Read all that the side connection has brought, and map the stream's arena if it comes by arena: that was
+        sent before the message, or is waited for.
+
+        Where it does not come, or which one is meant cannot be told, the side connection is hung up on: the loader then
+        says everything again over another one, and gives leases of another session.
+        """
+        if spec.transport != "arena" or self._side is None:
             return
-        while True:
-            try:
+        try:
+            while side.readable(self._side) or not (spec.stream in self._arenas or spec.stream in self._ahead):
                 received = side.receive_arena(self._side)
-            except (PeerError, TimeoutError) as error:
-                log.warning("no arena from the loader: %s", error)
-                # It leases by slot from now on. Hung up on, it says everything again over another connection.
-                with contextlib.suppress(OSError):
-                    self._side.shutdown(socket.SHUT_RDWR)
-                return
-            if received is None:
-                return
-            packet, arena = received
-            self.drop(packet.stream)
-            self._arenas[packet.stream] = arena
-            if packet.stream == spec.stream:
-                return
+                if received is None:
+                    break
+                self._keep(*received)
+            if spec.stream in self._arenas and spec.stream in self._ahead:
+                raise PeerError("a stream that has not ended has another arena")
+        except (PeerError, TimeoutError) as error:
+            log.warning("no arena from the loader: %s", error)
+            with contextlib.suppress(OSError):
+                self._side.shutdown(socket.SHUT_RDWR)
+            self._side = None
+            self.close()
+            return
+        if (arena := self._ahead.pop(spec.stream, None)) is not None:
+            self._arenas[spec.stream] = arena
+
+    def _keep(self, packet: side.Packet, arena: Arena) -> None:
+        """An arena that came. Raises PeerError where it is one too many to be told apart."""
+        known = [arenas[packet.stream] for arenas in (self._arenas, self._ahead) if packet.stream in arenas]
+        if any(os.path.sameopenfile(arena.descriptor, other.descriptor) for other in known):
+            arena.close()
+        elif packet.stream in self._ahead:
+            arena.close()
+            raise PeerError("two more arenas of one stream have come")
+        else:
+            self._ahead[packet.stream] = arena
 
     def jpeg(self, lease: Lease, payload: list[Payload]) -> memoryview:
         """The images of a lease, one behind another. Raises PeerError where they are not where it says."""
@@ -73,5 +100,10 @@ class JpegSources:
 
     def close(self) -> None:
         """Give every arena back."""
-        while self._arenas:
-            self._arenas.popitem()[1].close()
+        _close(self._arenas)
+        _close(self._ahead)
+
+
+def _close(arenas: dict[bytes, Arena]) -> None:
+    while arenas:
+        arenas.popitem()[1].close()
