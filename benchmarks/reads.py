@@ -38,10 +38,10 @@ def read_epoch(split: Split, threads: int) -> dict[str, float]:
     slots = list(range(arena.slots))
     failed: list[StoreError] = []
 
-    def done(result: ReadResult) -> None:
+    def done(result: ReadResult[int]) -> None:
         if result.error is not None:
             failed.append(result.error)
-        slots.append(result.job.tag[2])
+        slots.append(result.job.tag)
         free.release()
 
     reader = Reader(threads, done)
@@ -53,7 +53,7 @@ def read_epoch(split: Split, threads: int) -> dict[str, float]:
         size = int(split.records["size"][indices].sum())
         total += size
         reader.prefetch(split, indices)
-        reader.submit(ReadJob((b"", seq, slot), split, indices, arena.slot(slot, size)))
+        reader.submit(ReadJob(slot, split, indices, arena.slot(slot, size)))
     reader.close()
     seconds, spent = time.perf_counter() - began, time.process_time() - spent
     arena.close()

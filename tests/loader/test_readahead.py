@@ -1,25 +1,34 @@
-"""Reading ahead: whom a batch that was read wakes."""
+"""Reading ahead: whose batch was read, whom it wakes, and how far the kernel is told of."""
 
 import os
 import select
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from benchmarks.bench import make_store
 
 from fourstage.loader.leases import Leases, Timing
-from fourstage.loader.readahead import ReadAhead
+from fourstage.loader.readahead import Loaded, ReadAhead
 from fourstage.loader.streams import LoaderStream, open_stream
 from fourstage.settings import MetricsSettings
 from fourstage.store import Store, open_store
 from fourstage.telemetry import StageMeter, Telemetry
 from fourstage.views import View
 from fourstage.wire.messages import Open
+from tests.pipeline.harness import eventually
 
 STREAM = bytes(16)
 BATCHES = 4
+SPEC = Open(
+    stream=STREAM, split="train", view=View("full", 8), batch_size=2, remainder="keep", shuffle=False, seed=0,
+    rank=0, world=1, start=0, epochs=1, end=0, window=BATCHES, fingerprint="", identity=b"", worker=b"",
+    on_corrupt="fail", secret=bytes(16),
+    transport="inline", receiver="", side="",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -29,13 +38,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def stream(store: Store) -> Iterator[LoaderStream]:
-    spec = Open(
-        stream=STREAM, split="train", view=View("full", 8), batch_size=2, remainder="keep", shuffle=False, seed=0,
-        rank=0, world=1, start=0, epochs=1, end=0, window=BATCHES, fingerprint="", identity=b"", worker=b"",
-        on_corrupt="fail", secret=bytes(16),
-        transport="inline", receiver="", side="",
-    )  # fmt: skip
-    stream = open_stream(store, spec, bytes(16), memory=1 << 20)
+    stream = open_stream(store, SPEC, bytes(16), memory=1 << 20)
     yield stream
     stream.arena.close()
 
@@ -123,3 +126,51 @@ def test_time_is_charged_once_though_results_come_out_of_order(
     read_ahead.account(began - 1.0)
     read_ahead.account(began)
     assert meter.usage == before
+
+
+class Disk:
+    """Reads of the store wait for it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._real = os.preadv
+        self._permits = threading.Semaphore(0)
+        monkeypatch.setattr(os, "preadv", self._read)
+
+    def give(self, batches: int) -> None:
+        self._permits.release(batches * SPEC.batch_size)
+
+    def _read(self, descriptor: int, buffers: Sequence[Any], offset: int) -> int:
+        self._permits.acquire()
+        return self._real(descriptor, list(buffers), offset)
+
+
+def test_a_batch_of_a_stream_that_had_ended_was_taken_for_one_of_the_next_stream_of_its_name(
+    meter: StageMeter, store: Store, stream: LoaderStream, leases: Leases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers were given slots that nothing had been read into."""
+    disk = Disk(monkeypatch)
+    read_ahead = ReadAhead(1, meter, batch_seconds=0.0)
+    read_ahead.load({STREAM: stream}, leases, time.monotonic())
+    leases.close(STREAM)
+    leases.open(STREAM, start=0, end=BATCHES, window=BATCHES, rows=lambda _: 2)
+    again = open_stream(store, SPEC, bytes(16), memory=1 << 20)
+    read_ahead.load({STREAM: again}, leases, time.monotonic())
+    found: list[Loaded] = []
+
+    def read(batches: int) -> bool:
+        found.extend(read_ahead.loaded({STREAM: again}))
+        return meter.usage.batches == batches
+
+    try:
+        disk.give(BATCHES)
+        eventually(lambda: read(BATCHES), "the batches of the stream that has ended")
+        assert found == []
+        assert again.reading == set(range(BATCHES))
+        disk.give(BATCHES)
+        eventually(lambda: read(2 * BATCHES), "those of the stream that is open")
+        assert [loaded.seq for loaded in found] == list(range(BATCHES))
+        assert again.reading == set()
+    finally:
+        disk.give(2 * BATCHES)
+        read_ahead.close()
+        again.arena.close()

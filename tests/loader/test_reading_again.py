@@ -64,7 +64,7 @@ class Reading:
         self.repeated = 0
         self.before_next: Callable[[], object] = lambda: None
         """Called when something is read again."""
-        self.results: queue.SimpleQueue[ReadResult] = queue.SimpleQueue()
+        self.results: queue.SimpleQueue[ReadResult[int]] = queue.SimpleQueue()
         self.reader = Reader(1, self.results.put, repeated=self._count)
 
     def _count(self) -> None:
@@ -74,7 +74,7 @@ class Reading:
     def submit(self) -> memoryview:
         """Read all images."""
         into = memoryview(bytearray(int(self._split.records["size"].sum())))
-        self.reader.submit(ReadJob((b"", 0, 0), self._split, np.arange(IMAGES), into))
+        self.reader.submit(ReadJob(0, self._split, np.arange(IMAGES), into))
         return into
 
     def everything(self) -> tuple[bytes, str | None]:

@@ -45,7 +45,7 @@ class Pictures:
         sizes = self.split.records["size"][positions].astype(np.int64)
         ends = np.cumsum(sizes)
         jpegs = memoryview(bytearray(int(ends[-1])))
-        read_batch(self._files, ReadJob((b"", 0, 0), self.split, positions, jpegs))
+        read_batch(self._files, ReadJob(None, self.split, positions, jpegs))
         pixels = np.empty((len(positions), self._size, self._size, 3), np.uint8)
         for image, begin, end, position in zip(pixels, ends - sizes, ends, positions, strict=True):
             try:

@@ -12,6 +12,9 @@ from fourstage.loader.reader import Reader, ReadJob, ReadResult
 from fourstage.loader.streams import LoaderStream
 from fourstage.telemetry import StageMeter
 
+Tag = tuple[LoaderStream, int, int]
+"""The stream itself, for another one may have its name by the time a batch is read; number and slot of the batch."""
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -45,7 +48,7 @@ class ReadAhead:
         """Readable once a batch was read that somebody waits for."""
         self._awaited = True
         self._meter = meter
-        self._results: queue.SimpleQueue[ReadResult] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[ReadResult[Tag]] = queue.SimpleQueue()
         self._reader = Reader(threads, self._done, batch_seconds, repeated)
         self._under_way = 0
         self._mark = time.monotonic()
@@ -58,7 +61,7 @@ class ReadAhead:
             self.account(now)
             self._under_way += 1
             target = stream.arena.slot(slotted.slot, slotted.size)
-            self._reader.submit(ReadJob((uuid, seq, slotted.slot), stream.split, indices, target))
+            self._reader.submit(ReadJob((stream, seq, slotted.slot), stream.split, indices, target))
             ahead = min(stream.end, seq + 1 + leases.window(uuid))
             for later in range(max(stream.prefetched, seq + 1), ahead):
                 self._reader.prefetch(stream.split, stream.order.indices(later))
@@ -78,9 +81,10 @@ class ReadAhead:
             result = self._results.get()
             self.account(result.ended)
             self._under_way -= 1
-            uuid, seq, slot = result.job.tag
+            stream, seq, slot = result.job.tag
             self._meter.done(0.0, items=len(result.job.indices), size=len(result.job.into))
-            if (stream := streams.get(uuid)) is None:
+            uuid = stream.spec.stream
+            if streams.get(uuid) is not stream:
                 continue
             stream.read_done(slot)
             if (slotted := stream.slotted.get(seq)) is not None:
@@ -101,7 +105,7 @@ class ReadAhead:
         self._reader.close()
         os.close(self.wake)
 
-    def _done(self, result: ReadResult) -> None:
+    def _done(self, result: ReadResult[Tag]) -> None:
         self._results.put(result)
         if self._awaited or result.error is not None:
             os.eventfd_write(self.wake, 1)

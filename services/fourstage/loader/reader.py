@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import xxhash
@@ -26,6 +27,8 @@ from fourstage.store import Split
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 PAUSES = (0.05, 0.25, 0.7)
 """Seconds before a sample is read again, and again."""
 _CACHED_SECONDS = 50e-6
@@ -33,38 +36,38 @@ _CACHED_SECONDS = 50e-6
 
 
 @dataclass(frozen=True, slots=True)
-class ReadJob:
+class ReadJob(Generic[T]):
     """Read these samples, one behind another, into this slot. ``tag`` says what it is to the asker."""
 
-    tag: tuple[bytes, int, int]
+    tag: T
     split: Split
     indices: NDArray[np.int64]
     into: memoryview
 
 
 @dataclass(frozen=True, slots=True)
-class ReadResult:
+class ReadResult(Generic[T]):
     """A job that is done; ``error`` where it failed. began and ended: monotonic seconds."""
 
-    job: ReadJob
+    job: ReadJob[T]
     began: float
     ended: float
     error: StoreError | None
 
 
-class Reader:
+class Reader(Generic[T]):
     """A pool of reading threads; ``done`` is called in one of them with each result."""
 
     def __init__(
         self,
         threads: int,
-        done: Callable[[ReadResult], None],
+        done: Callable[[ReadResult[T]], None],
         batch_seconds: float = 0.0,
         repeated: Callable[[], None] = lambda: None,
     ) -> None:
         """batch_seconds: of a simulated disk, which reads one batch at a time; 0: none. repeated: called in a reading
         thread whenever a sample is read again."""
-        self._jobs: queue.SimpleQueue[ReadJob | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[ReadJob[T] | None] = queue.SimpleQueue()
         self._done = done
         self._repeated = repeated
         self._closing = threading.Event()
@@ -78,7 +81,7 @@ class Reader:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, job: ReadJob) -> None:
+    def submit(self, job: ReadJob[T]) -> None:
         """Queue a job; jobs are begun in the order they are given."""
         self._jobs.put(job)
 
@@ -177,7 +180,7 @@ def _open(path: Path) -> int:
 
 
 def read_batch(
-    files: ShardFiles, job: ReadJob, again: Callable[[int, str], bool] = lambda _tries, _words: False
+    files: ShardFiles, job: ReadJob[Any], again: Callable[[int, str], bool] = lambda _tries, _words: False
 ) -> None:
     """Read and check every sample of a job. Raises StoreError that names the first bad one and its file.
 

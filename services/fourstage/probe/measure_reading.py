@@ -36,7 +36,7 @@ class ReadingBench:
         sizes = split.records["size"]
         self._pool = max(1, min(len(split), _POOL, int(_POOL_BYTES / max(1.0, float(sizes.mean())))))
         self._rows = max(1, min(settings.batch_size, self._pool // (_LEAST_JOBS * self._threads)))
-        self._results: queue.SimpleQueue[ReadResult] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[ReadResult[int]] = queue.SimpleQueue()
         self._reader = Reader(self._threads, self._results.put, settings.loader.batch_seconds)
         largest = int(np.sort(sizes)[-self._rows :].sum())
         self._arena = Arena.create(self._threads, slot_bytes_for(largest))
@@ -101,7 +101,7 @@ class ReadingBench:
                 under_way -= 1
             total = int(self._split.records["size"][indices].sum(dtype=np.int64))
             slot = slots.pop()
-            self._reader.submit(ReadJob((b"", number, slot), self._split, indices, self._arena.slot(slot, total)))
+            self._reader.submit(ReadJob(slot, self._split, indices, self._arena.slot(slot, total)))
             under_way += 1
             for later in range(max(announced, number + 1), min(len(jobs), number + 1 + _AHEAD)):
                 self._reader.prefetch(self._split, jobs[later])
@@ -112,7 +112,7 @@ class ReadingBench:
 
     def _take(self, slots: list[int]) -> int:
         result = self._results.get()
-        slots.append(result.job.tag[2])
+        slots.append(result.job.tag)
         if result.error is not None:
             raise result.error
         return len(result.job.indices)

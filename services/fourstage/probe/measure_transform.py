@@ -114,7 +114,7 @@ def _samples(split: Split, seed: int, number: int) -> tuple[NDArray[np.int64], l
     into = memoryview(bytearray(bounds[-1]))
     files = ShardFiles()
     try:
-        read_batch(files, ReadJob((b"", 0, 0), split, indices, into))
+        read_batch(files, ReadJob(None, split, indices, into))
     finally:
         files.close()
     return indices, [into[begin:end] for begin, end in pairwise(bounds)]

@@ -159,7 +159,7 @@ class Remaker:
         sizes = self._split.records["size"][batch.indices].astype(np.int64)
         ends = np.cumsum(sizes)
         jpegs = memoryview(bytearray(int(sizes.sum())))
-        read_batch(self._files, ReadJob((b"", 0, 0), self._split, batch.indices, jpegs))
+        read_batch(self._files, ReadJob(None, self._split, batch.indices, jpegs))
         return [jpegs[end - size : end] for size, end in zip(sizes.tolist(), ends.tolist(), strict=True)]
 
     def _transform(

@@ -220,14 +220,14 @@ class LoaderTarget:
             self._sides.pop(dice.randrange(_SIDES)).close()
 
 
-def _read_at_once(reader: Reader) -> None:
+def _read_at_once(reader: Reader[Any]) -> None:
     """Let whoever wants a batch read it: when a thread is done is nobody's to repeat."""
     for _ in reader._threads:
         reader._jobs.put(None)
     for thread in reader._threads:
         thread.join()
 
-    def submit(job: ReadJob) -> None:
+    def submit(job: ReadJob[Any]) -> None:
         reader._jobs.put(job)
         reader._jobs.put(None)
         reader._work()
