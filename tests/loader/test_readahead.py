@@ -1,5 +1,6 @@
 """Reading ahead: whose batch was read, whom it wakes, and how far the kernel is told of."""
 
+import dataclasses
 import os
 import select
 import threading
@@ -13,6 +14,7 @@ from benchmarks.bench import make_store
 
 from fourstage.loader.leases import Leases, Timing
 from fourstage.loader.readahead import Loaded, ReadAhead
+from fourstage.loader.reader import Reader
 from fourstage.loader.streams import LoaderStream, open_stream
 from fourstage.settings import MetricsSettings
 from fourstage.store import Store, open_store
@@ -174,3 +176,25 @@ def test_a_batch_of_a_stream_that_had_ended_was_taken_for_one_of_the_next_stream
         disk.give(2 * BATCHES)
         read_ahead.close()
         again.arena.close()
+
+
+@pytest.mark.parametrize(("batch_size", "rows_announced"), [(1, 2 * 1024 - 1), (2 * BATCHES, 8192)])
+def test_a_window_of_65536_batches_kept_the_loader_from_all_else(
+    store: Store, meter: StageMeter, monkeypatch: pytest.MonkeyPatch, batch_size: int, rows_announced: int
+) -> None:
+    """It announced all of them to the kernel at once: seconds, in which it heard nobody."""
+    spec = dataclasses.replace(SPEC, batch_size=batch_size, window=65_536, epochs=65_536)
+    stream = open_stream(store, spec, bytes(16), memory=1 << 30)
+    leases = Leases(Timing(silence=5.0, hedge=1.0, missing=1.0))
+    leases.open(STREAM, start=0, end=stream.end, window=spec.window, rows=lambda _: batch_size)
+    announced: list[int] = []
+    monkeypatch.setattr(Reader, "submit", lambda *_: None)
+    monkeypatch.setattr(Reader, "prefetch", lambda _self, _split, indices: announced.append(len(indices)))
+    read_ahead = ReadAhead(1, meter, batch_seconds=0.0)
+    try:
+        read_ahead.load({STREAM: stream}, leases, time.monotonic())
+        assert len(stream.slotted) == 1024
+        assert sum(announced) == rows_announced
+    finally:
+        read_ahead.close()
+        stream.arena.close()

@@ -12,6 +12,9 @@ from fourstage.loader.reader import Reader, ReadJob, ReadResult
 from fourstage.loader.streams import LoaderStream
 from fourstage.telemetry import StageMeter
 
+_ANNOUNCED_OF_A_TURN = 8192
+"""Samples that the kernel is told of, some 10 ms: a window may be anything, and nobody is heard meanwhile."""
+
 Tag = tuple[LoaderStream, int, int]
 """The stream itself, for another one may have its name by the time a batch is read; number and slot of the batch."""
 
@@ -54,7 +57,9 @@ class ReadAhead:
         self._mark = time.monotonic()
 
     def load(self, streams: Mapping[bytes, LoaderStream], leases: Leases, now: float) -> None:
-        """Begin to read every wanted batch that has a slot; announce those after it to the kernel."""
+        """Begin to read every wanted batch that has a slot; announce to the kernel those that may have one next, of its
+        window and no more than there are slots."""
+        left = _ANNOUNCED_OF_A_TURN
         for uuid, seq in _missing(streams, leases):
             stream = streams[uuid]
             slotted, indices = stream.claim(seq)
@@ -62,10 +67,13 @@ class ReadAhead:
             self._under_way += 1
             target = stream.arena.slot(slotted.slot, slotted.size)
             self._reader.submit(ReadJob((stream, seq, slotted.slot), stream.split, indices, target))
-            ahead = min(stream.end, seq + 1 + leases.window(uuid))
-            for later in range(max(stream.prefetched, seq + 1), ahead):
-                self._reader.prefetch(stream.split, stream.order.indices(later))
-            stream.prefetched = max(stream.prefetched, ahead)
+            ahead = min(stream.end, seq + 1 + min(leases.window(uuid), stream.arena.slots))
+            stream.prefetched = max(stream.prefetched, seq + 1)
+            while stream.prefetched < ahead and left > 0:
+                later = stream.order.indices(stream.prefetched)
+                self._reader.prefetch(stream.split, later)
+                stream.prefetched += 1
+                left -= len(later)
 
     def rest(self, *, awaited: bool) -> bool:
         """Before the caller sleeps; whether it may, or a batch was read meanwhile that it waits for.
