@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.bench import spread, write_figures
 from benchmarks.machine import machine
 from fourstage.arena import Arena, slot_bytes_for
-from fourstage.errors import StoreError
+from fourstage.errors import FourstageError
 from fourstage.loader.reader import Reader, ReadJob, ReadResult
 from fourstage.loader.streams import largest_batch_bytes
 from fourstage.order import BatchPlan, Order
@@ -29,14 +29,14 @@ ROWS = 128
 def read_epoch(split: Split, threads: int) -> dict[str, float]:
     """Images and 10^6 bytes a second of one shuffled epoch, and microseconds of CPU per image.
 
-    Raises StoreError where a sample cannot be read.
+    Raises FourstageError where a sample cannot be read.
     """
     plan = BatchPlan(len(split), ROWS, "drop")
     order = Order(plan, seed=0, shuffle=True)
     arena = Arena.create(2 * threads, slot_bytes_for(largest_batch_bytes(split, ROWS)))
     free = threading.Semaphore(arena.slots)
     slots = list(range(arena.slots))
-    failed: list[StoreError] = []
+    failed: list[FourstageError] = []
 
     def done(result: ReadResult[int]) -> None:
         if result.error is not None:

@@ -152,6 +152,22 @@ def test_a_shard_that_cannot_be_opened_for_a_moment_is_opened_again(split: Split
     assert reading.everything()[1] is None
 
 
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [(MemoryError(), "MemoryError"), (ValueError("a bug"), "ValueError: a bug")],
+    ids=["memory", "bug"],
+)
+def test_a_thread_that_met_an_error_of_another_kind_ended_without_a_word_and_its_batch_was_never_read(
+    reading: Reading, monkeypatch: pytest.MonkeyPatch, failure: Exception, words: str
+) -> None:
+    def fault(_: list[Any]) -> int:
+        raise failure
+
+    Disk(monkeypatch, fault, times=1)
+    assert reading.everything()[1] == f"cannot read {IMAGES} samples of the split 'train': {words}"
+    assert reading.everything()[1] is None, "the thread goes on"
+
+
 def test_the_pauses_last_for_about_a_second_and_closing_waits_for_none(
     reading: Reading, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from fourstage.errors import StoreError
+from fourstage.errors import FourstageError
 from fourstage.loader.leases import Leases
 from fourstage.loader.reader import Reader, ReadJob, ReadResult
 from fourstage.loader.streams import LoaderStream
@@ -25,7 +25,7 @@ class Loaded:
 
     stream: bytes
     seq: int
-    error: StoreError | None
+    error: FourstageError | None
 
 
 def _missing(streams: Mapping[bytes, LoaderStream], leases: Leases) -> Iterator[tuple[bytes, int]]:

@@ -22,7 +22,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from fourstage.errors import StoreError
+from fourstage.errors import FourstageError, StoreError
 from fourstage.store import Split
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class ReadResult(Generic[T]):
     job: ReadJob[T]
     began: float
     ended: float
-    error: StoreError | None
+    error: FourstageError | None
 
 
 class Reader(Generic[T]):
@@ -113,16 +113,25 @@ class Reader(Generic[T]):
         while (job := self._jobs.get()) is not None:
             with self._disk if self._batch_seconds else contextlib.nullcontext():
                 began = time.monotonic()
-                try:
-                    read_batch(self._files, job, self._again)
-                    error = None
-                except StoreError as failure:
-                    error = failure
+                error = self._read(job)
                 if self._batch_seconds:
                     time.sleep(max(0.0, began + self._batch_seconds - time.monotonic()))
             ended = time.monotonic()
             self._from_disk = ended - began > len(job.indices) * _CACHED_SECONDS
             self._done(ReadResult(job, began, ended, error))
+
+    def _read(self, job: ReadJob[T]) -> FourstageError | None:
+        try:
+            read_batch(self._files, job, self._again)
+        except StoreError as failure:
+            return failure
+        # A thread that ended of it would leave its batch unread, and whoever waits for that waiting.
+        except Exception as failure:
+            what = f"{type(failure).__name__}: {failure}".removesuffix(": ")
+            words = f"cannot read {len(job.indices)} samples of the split {job.split.name!r}: {what}"
+            log.error(words, exc_info=failure)
+            return FourstageError(words)
+        return None
 
     def _again(self, tries: int, words: str) -> bool:
         """Wait before the next try of a sample, which failed with these words; False where there is none."""

@@ -89,7 +89,7 @@ class ReadingBench:
     def _read(self, jobs: Jobs, until: float) -> int:
         """Read jobs, begun before ``until`` and one at least, each slot by one thread at a time; images read.
 
-        Raises the first StoreError.
+        Raises the first error of a read, a FourstageError.
         """
         slots = list(range(self._threads))
         done = under_way = announced = 0
