@@ -6,17 +6,24 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgpack
 import pytest
 
 from fourstage.arena import PAGE, Arena, slot_bytes_for
+from fourstage.augmenter.outbox import Outbox
 from fourstage.errors import PeerError
+from fourstage.views import View
 from fourstage.wire import side
 from fourstage.wire.door import Door, HungUp, Introduced
-from fourstage.wire.sockets import Waiter
+from fourstage.wire.link import LoaderLink
+from fourstage.wire.messages import Hello, Stream, Welcome
+from fourstage.wire.sockets import Bound, Waiter
 from tests.pipeline.harness import eventually
 
 PEER, STREAM = b"p" * 16, b"s" * 16
@@ -197,3 +204,77 @@ def test_a_hang_up_is_told_from_silence(tmp_path: Path) -> None:
 def test_a_path_that_leads_nowhere_is_another_host(tmp_path: Path) -> None:
     assert side.connect(str(tmp_path / "nothing"), 1.0) is None
     assert side.connect("/" + "x" * 300, 1.0) is None
+
+
+@contextmanager
+def answering_with_arenas(path: Path) -> Iterator[None]:
+    """Whoever connects once and introduces himself is answered with an arena, where none is handed over."""
+    listener = side.listen(path)
+    listener.setblocking(True)
+    listener.settimeout(10.0)
+
+    def answer() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            received = side.receive(connection)
+            assert received is not None
+            packet, descriptor = received
+            if descriptor is not None:
+                os.close(descriptor)
+            arena = Arena.create(1, PAGE)
+            side.send(connection, side.Packet(PEER, packet.stream, 1, PAGE), arena.descriptor)
+            arena.close()
+            connection.settimeout(10.0)
+            assert connection.recv(1) == b"", "a fault ends the connection"
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+        listener.close()
+
+
+def arenas_open() -> int:
+    """Arenas of which this process holds a descriptor."""
+    held = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return len({link.stat().st_ino for link in held if "memfd:fourstage" in str(link.readlink())})
+
+
+def test_an_arena_that_came_with_a_trainer_s_answer_stayed_open_in_the_augmenter(tmp_path: Path) -> None:
+    spec = Stream(
+        stream=STREAM, split="train", view=View("centre", 8), size=8, seed=0, largest_rows=1, colours=(0.0,) * 9,
+        transport="arena", slots=1, slot_bytes=PAGE, receiver=f"ipc://{tmp_path / 'trainer'}",
+        side=str(tmp_path / "door"), on_corrupt="fail",
+    )  # fmt: skip
+    with answering_with_arenas(tmp_path / "door"):
+        outbox = Outbox(spec, peer=PEER, name="w", identity=b"", slots=1, memory=1 << 20, waiter=Waiter())
+    try:
+        assert arenas_open() == 1, "its own alone"
+    finally:
+        outbox.close()
+
+
+def test_an_arena_that_came_with_a_loader_s_answer_stayed_open_in_its_peers(tmp_path: Path) -> None:
+    with Bound(f"ipc://{tmp_path / 'loader'}") as loader, answering_with_arenas(tmp_path / "door"):
+        link = LoaderLink(loader.address, role="augmenter", name="w", waiter=Waiter())
+
+        def welcomed() -> bool:
+            link.turn(time.monotonic())
+            arrival = loader.receive()
+            if arrival is not None and isinstance(hello := arrival[1], Hello):
+                where = str(tmp_path / "door")
+                loader.send(
+                    arrival[0],
+                    Welcome(
+                        peer=PEER, session=hello.session, build="", side=where, heartbeat_seconds=0.5,
+                        silence_seconds=5.0,
+                    ),
+                )  # fmt: skip
+            return link.welcome is not None
+
+        eventually(welcomed, "WELCOME")
+    assert link.side is None
+    assert arenas_open() == 0
+    link.close()

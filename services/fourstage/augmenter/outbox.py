@@ -278,11 +278,11 @@ class Outbox:
         packet = side.Packet(self._peer, self.spec.stream, self.arena.slots, self.arena.slot_bytes)
         try:
             taken = side.send(connection, packet, self.arena.descriptor)
-            answer = side.receive(connection) if taken else None
+            answer = side.receive_answer(connection) if taken else None
         except (PeerError, TimeoutError) as error:
             log.warning("the trainer did not take the arena: %s", error)
             answer = None
-        if answer is None or answer[0].stream != self.spec.stream:
+        if answer is None or answer.stream != self.spec.stream:
             connection.close()
             return None
         return connection

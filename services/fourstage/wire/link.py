@@ -223,11 +223,12 @@ class LoaderLink:
         if connection is None:
             return None
         try:
-            answer = side.receive(connection) if side.send(connection, side.Packet(self.peer, b"")) else None
+            said = side.send(connection, side.Packet(self.peer, b""))
+            answer = side.receive_answer(connection) if said else None
         except (PeerError, TimeoutError) as error:
             log.warning("no side connection to the loader: %s", error)
             answer = None
-        if answer is None or answer[0].peer != message.peer:
+        if answer is None or answer.peer != message.peer:
             connection.close()
             return None
         return connection

@@ -99,6 +99,19 @@ def receive_arena(connection: socket.socket) -> tuple[Packet, Arena] | None:
     return packet, Arena.attach(descriptor, packet.slots, packet.slot_bytes)
 
 
+def receive_answer(connection: socket.socket) -> Packet | None:
+    """One packet that hands nothing over; None where the peer has hung up. Raises as ``receive``, and PeerError for one
+    that brings an arena."""
+    received = receive(connection)
+    if received is None:
+        return None
+    packet, descriptor = received
+    if descriptor is not None:
+        os.close(descriptor)
+        raise PeerError("side packet with an arena for an answer")
+    return packet
+
+
 def readable(connection: socket.socket) -> bool:
     """Whether a packet lies there, or the peer has hung up."""
     return _polled(connection, select.POLLIN)
