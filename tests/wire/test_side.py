@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import msgpack
@@ -249,7 +250,9 @@ def test_an_arena_that_came_with_a_trainer_s_answer_stayed_open_in_the_augmenter
         side=str(tmp_path / "door"), on_corrupt="fail",
     )  # fmt: skip
     with answering_with_arenas(tmp_path / "door"):
-        outbox = Outbox(spec, peer=PEER, name="w", identity=b"", slots=1, memory=1 << 20, waiter=Waiter())
+        outbox = Outbox(
+            spec, peer=PEER, name="w", identity=b"", slots=1, memory=1 << 20, waiter=Waiter(), sessions=count(1)
+        )
     try:
         assert arenas_open() == 1, "its own alone"
     finally:
