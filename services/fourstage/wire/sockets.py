@@ -23,6 +23,7 @@ from fourstage.wire.curve import dial, serve
 from fourstage.wire.handshakes import Handshakes, Outcome
 from fourstage.wire.messages import Message
 from fourstage.wire.refusals import Quiet, Refusals, Trouble
+from fourstage.wire.rounds import Round
 from fourstage.wire.security import FOR_BATCHES, Entrance, Role, Security
 from fourstage.wire.unfinished import Unfinished
 
@@ -159,6 +160,8 @@ class Bound(_Socket):
         self._admitted: Admitted | None = None
         self._revoked: set[str] = set()
         self._quiet = Quiet()
+        self._round: Round | None = None
+        """Since the next look at connections is due, while messages still come."""
         self.on_refused = on_refused
         self._refusals = Refusals(has_keys=security is not None)
         if curve is not None:
@@ -204,6 +207,10 @@ class Bound(_Socket):
             if frames is None:
                 self._look()
                 return None
+            if self._unfinished is not None and self._unfinished.is_due(time.monotonic()):
+                self._round = self._round or Round(self.socket)
+                if self._round.passed(bytes(frames[0])):
+                    self._look()
             user = ""
             if self._admitted is not None and (user := self._user()) not in self._admitted:
                 self._drop(user)
@@ -255,10 +262,11 @@ class Bound(_Socket):
             self._unfinished.end(self._last.get(zmq.SRCFD))
 
     def _look(self) -> None:
-        """Count and name those who were refused."""
+        """Count and name those who were refused. To be called when all was read that was whole a while ago."""
         if self._handshakes is None:
             return
         now = time.monotonic()
+        self._round = None
         for reason in self._refusals.hear(self._handshakes.take(), now):
             log.warning("refused a connection at %s: %s", self.address, reason)
         if self._unfinished is not None and (cut := self._unfinished.cut(now)):

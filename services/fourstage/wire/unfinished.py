@@ -28,11 +28,11 @@ class _Connection:
     """The number of a descriptor is used again by the next connection, this is not."""
     mark: int = 0
     """Bytes received when it was last looked at after a whole message."""
-    spoke: bool = False
-    """It has sent a whole message since."""
+    spoke: bool = True
+    """It has sent a whole message since; or is new, and nobody noticed what it has said so far."""
     over: bool = False
-    """It had sent too much when it was last looked at. What is whole by then is read before the next look: only who
-    sends too much twice in a row has sent nothing whole."""
+    """It had sent too much when it was last looked at. What was whole by then is read before the next look: only who
+    has sent too much twice in a row has sent nothing whole."""
 
 
 class Unfinished:
@@ -61,12 +61,17 @@ class Unfinished:
             if known is not None and os.fstat(connection.fileno()).st_ino == known.inode:
                 connection.shutdown(socket.SHUT_RDWR)
 
+    def is_due(self, now: float) -> bool:
+        """Whether it is time for another look."""
+        return now >= self._look_at
+
     def cut(self, now: float) -> int:
         """Cut those that have sent too much, a few times a second; how many there were.
 
-        To be called when every whole message was read: what waits to be read would count as unfinished.
+        To be called when every message was read that was whole when the look became due: what waits to be read would
+        count as unfinished.
         """
-        if now < self._look_at:
+        if not self.is_due(now):
             return 0
         self._look_at = now + _LOOK_SECONDS
         cut = 0
