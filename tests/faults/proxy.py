@@ -35,6 +35,7 @@ class Proxy:
         """What the last to dial said first."""
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
+        self._forgotten: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._closed = False
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -63,6 +64,12 @@ class Proxy:
     def swallow(self) -> None:
         """Connections stay and nothing passes, in either direction, until ``heal``: then all of it does."""
         self._silent = True
+
+    def forget(self) -> None:
+        """Over the connections of now nothing passes any more, and nobody is told, as with a router that has lost its
+        state; who dials again gets through."""
+        with self._lock:
+            self._forgotten |= self._sockets
 
     def truncate(self) -> None:
         """The next message that comes along is cut in the middle, and its connection with it."""
@@ -122,7 +129,7 @@ class Proxy:
                     sink.sendall(data[: len(data) // 2])
                     raise ConnectionAbortedError
                 time.sleep(self.delay + len(data) / self.rate)
-                while self._silent and not self._closed:
+                while (self._silent or source in self._forgotten) and not self._closed:
                     time.sleep(_LOOK_SECONDS)
                 sink.sendall(data)
             sink.shutdown(socket.SHUT_WR)

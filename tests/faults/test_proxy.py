@@ -111,6 +111,15 @@ def test_a_black_hole_holds_what_is_said_and_lets_it_go(proxy: Proxy) -> None:
         assert connection.recv(100) == b"within"
 
 
+def test_a_connection_that_is_forgotten_stays_and_a_new_one_passes(proxy: Proxy) -> None:
+    with dial(proxy) as connection:
+        assert answer(connection, b"before") == b"before"
+        proxy.forget()
+        connection.sendall(b"after")
+        assert hears(proxy)
+        assert not select.select([connection], [], [], 0.1)[0], "nothing comes, and no end"
+
+
 def test_a_message_is_cut_in_the_middle_and_its_connection_with_it(proxy: Proxy) -> None:
     with dial(proxy) as connection:
         proxy.truncate()

@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import zmq
 
+from fourstage.wire.link import LoaderLink
 from fourstage.wire.sockets import Waiter, _Socket
 
 
@@ -118,6 +119,14 @@ class Wires:
         return wire
 
     def term(self) -> None: ...
+
+
+def to_loader(link: LoaderLink) -> Wire:
+    """The one that a link has now: with every loader that it loses it takes another."""
+    assert link._socket is not None
+    wire: Any = link._socket.socket
+    assert isinstance(wire, Wire)
+    return wire
 
 
 class Clock:

@@ -167,6 +167,7 @@ def test_whole_messages_that_wait_behind_others_are_no_message_without_end(
         heard = 0
         for _ in range(talkers * (words + 1) + count):
             arrival = eventually(bound.receive, "all that was said")
+            assert arrival is not None
             heard += isinstance(arrival.message, Exception)
             time.sleep(0.001)
         assert heard == count

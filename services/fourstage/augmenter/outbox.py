@@ -19,6 +19,7 @@ from fourstage.arena import Arena, slot_bytes_for
 from fourstage.augmenter.draws import Draws
 from fourstage.errors import FourstageError, PeerError, SettingsError
 from fourstage.wire import side
+from fourstage.wire.greetings import Greetings
 from fourstage.wire.messages import PROTOCOL, Batch, Hello, Holds, Lease, Refused, Stream, Times, Welcome, Who
 from fourstage.wire.security import Security
 from fourstage.wire.sockets import Dialled, Payload, Waiter
@@ -107,7 +108,7 @@ class Outbox:
         self._session = 0
         self._sent = self._acknowledged = 0
         self._welcomed = False
-        self._greeted_at = float("-inf")
+        self._greetings = Greetings()
         self._patience = _RESEND_SECONDS
         self._heard_at = float("-inf")
         self._silence = float("inf")
@@ -185,10 +186,11 @@ class Outbox:
             elif isinstance(message, Welcome) and message.session == self._session:
                 self._heard_at, self._silence = now, message.silence_seconds
                 self._welcomed = True
+                self._greetings.begin_anew()
                 for finished in self._finished.values():
                     self._tell(finished)
             elif isinstance(message, Who):
-                self._greeted_at = float("-inf")
+                self._greetings.begin_anew()
                 self._welcomed = False
             elif isinstance(message, Refused):
                 log.warning("the trainer refused this worker: %s", message.reason)
@@ -196,7 +198,7 @@ class Outbox:
         unheard = (untold or self._acknowledged < self._sent) and now - self._settled_at > self._patience
         # ZeroMQ reconnects silently: whoever has nothing to say is not known there any more, and not told either.
         unheard |= bool(self._finished) and now - self._heard_at > max(self._silence, self._patience)
-        if (not self._welcomed or unheard) and now - self._greeted_at > _RESEND_SECONDS / 4:
+        if (not self._welcomed or unheard) and self._greetings.is_due(now):
             if unheard and self._welcomed:
                 self._patience = min(_LONGEST_RESEND_SECONDS, 2.0 * self._patience)
             self._greet(now)
@@ -262,7 +264,7 @@ class Outbox:
         )
         # Not sent: the connection is not there yet, and the next turn tries again.
         if self._socket.send(hello):
-            self._greeted_at = now
+            self._greetings.said(now)
             self._session = hello.session
             self._sent = self._acknowledged = 0
             self._settled_at = now

@@ -11,6 +11,7 @@ from fourstage.errors import FourstageError, PeerError, RefusedError, SettingsEr
 from fourstage.wire import side
 from fourstage.wire.addresses import AUTO, resolve
 from fourstage.wire.clock import ClockOffset
+from fourstage.wire.greetings import Greetings
 from fourstage.wire.messages import PROTOCOL, Bye, Hello, Message, Ping, Pong, Refused, Welcome, Who
 from fourstage.wire.security import Role, Security
 from fourstage.wire.sockets import Dialled, Payload, Waiter
@@ -19,7 +20,8 @@ log = logging.getLogger(__name__)
 
 _MAX_FRAME = 1 << 30
 """Bytes of the largest inline frame: one batch of JPEG images."""
-_REDIAL_SECONDS = 0.5
+_ADDRESS_SECONDS = 0.5
+"""Between two looks at where the loader is, while it does not answer."""
 _NO_ADDRESS_SECONDS = 0.02
 """Between two looks for an address that no loader has written yet: it starts at the same time, and everybody waits."""
 _SIDE_SECONDS = 5.0
@@ -66,8 +68,12 @@ class LoaderLink:
         self._on_fault = on_fault
         self._socket: Dialled | None = None
         self._heard = float("-inf")
-        self._dialled = float("-inf")
+        self._looked = float("-inf")
+        self._greetings = Greetings()
         self._greeted = False
+        """Whether HELLO was said over this connection, as far as is known."""
+        self._welcomed = False
+        """Whether any session's WELCOME has come over this connection."""
         self._clock = ClockOffset()
         self._ask_clock_at = float("-inf")
 
@@ -96,14 +102,32 @@ class LoaderLink:
 
         Raises RefusedError when the loader will not have us.
         """
-        if self._socket is None or self._is_lost(now):
-            self._dial(now)
-        if self._socket is None:
-            return []
-        if not self._greeted:
-            self._greet()
+        # Heard before it is judged: who has slept itself finds here what the loader has said meanwhile.
+        received = self._hear(self._socket, now) if self._socket is not None else []
+        if self._is_lost(now):
+            self._lose()
+        if self.welcome is None:
+            self._find(now)
+        if not self._greeted or (not self._is_known and self._greetings.is_due(now)):
+            self._greet(now)
+        return received
+
+    def send(self, message: Message) -> bool:
+        """Queue a message; False while the loader is away, or has not answered this session's HELLO."""
+        return self._socket is not None and self._is_known and self._socket.send(message)
+
+    def close(self) -> None:
+        """Say goodbye and hang up."""
+        if self._socket is not None:
+            self._socket.send(Bye())
+            self._hang_up(linger=True)
+        if self.side is not None:
+            self.side.close()
+
+    def _hear(self, connection: Dialled, now: float) -> list[tuple[Message, list[Payload]]]:
+        """All that has come over the connection and is for our owner. Raises RefusedError."""
         received: list[tuple[Message, list[Payload]]] = []
-        while (arrival := self._socket.receive()) is not None:
+        while (arrival := connection.receive()) is not None:
             message, payload = arrival
             if isinstance(message, PeerError):
                 self._on_fault()
@@ -111,6 +135,7 @@ class LoaderLink:
                 continue
             self._heard = now
             if isinstance(message, Welcome):
+                self._welcomed = True
                 if message.session == self.session and self._is_news(message):
                     self._on_welcome(message)
                     received.append((message, payload))
@@ -120,8 +145,9 @@ class LoaderLink:
             elif isinstance(message, Pong):
                 self._clock.add(asked=message.sent, theirs=message.clock, answered=now)
             elif isinstance(message, Who):
-                self._greet()
-            elif isinstance(message, Refused) and self.welcome is not None:
+                self._greetings.begin_anew()
+                self._greet(now)
+            elif isinstance(message, Refused) and self._welcomed:
                 log.warning("the loader says: %s", message.reason)
             elif isinstance(message, Refused):
                 raise RefusedError(f"the loader refused this {self._role}: {message.reason}")
@@ -131,44 +157,42 @@ class LoaderLink:
                 received.append((message, payload))
         if self.welcome is not None and self.side is None and now >= self._ask_clock_at:
             self._ask_clock_at = now + _CLOCK_SECONDS
-            self._socket.send(Ping(now))
+            connection.send(Ping(now))
         return received
 
-    def send(self, message: Message) -> bool:
-        """Queue a message; False while the loader is away, or has not answered this session's HELLO."""
-        known = self.welcome is not None and self.welcome.session == self.session
-        return self._socket is not None and known and self._socket.send(message)
-
-    def close(self) -> None:
-        """Say goodbye and hang up."""
-        if self._socket is not None:
-            self._socket.send(Bye())
-            self._waiter.remove(self._socket)
-            self._socket.close()
-        if self.side is not None:
-            self.side.close()
+    @property
+    def _is_known(self) -> bool:
+        """Whether the loader has answered this session's HELLO."""
+        return self.welcome is not None and self.welcome.session == self.session
 
     def _is_lost(self, now: float) -> bool:
-        if now - self._dialled < _REDIAL_SECONDS:
-            return False
         if self.welcome is None:
-            return True
+            # Sooner an answer is late than a connection dead without a word.
+            return self._greeted and self._greetings.is_hopeless(now)
+        if now - self._looked < _ADDRESS_SECONDS:
+            return False
         silent = now - self._heard > self.welcome.silence_seconds
         return silent or (self.side is not None and side.hung_up(self.side))
 
-    def _dial(self, now: float) -> None:
-        if now - self._dialled < (_REDIAL_SECONDS if self._socket is not None else _NO_ADDRESS_SECONDS):
-            return
-        self._dialled = now
+    def _lose(self) -> None:
+        """Hang up on a loader that is silent. Its connection may be dead where a new one comes about (a router that has
+        forgotten it, another host under the address), and what still lies in it was said before."""
         if self.welcome is not None:
             log.warning("the loader is away")
-        if self.lost_since is None:
-            self.lost_since = now
         self.welcome = None
-        self._greeted = False
         if self.side is not None:
             self.side.close()
             self.side = None
+        self._hang_up(linger=False)
+        self._looked = float("-inf")
+
+    def _find(self, now: float) -> None:
+        """Dial the loader where it is now, unless that has been done."""
+        if now - self._looked < (_ADDRESS_SECONDS if self._socket is not None else _NO_ADDRESS_SECONDS):
+            return
+        self._looked = now
+        if self.lost_since is None:
+            self.lost_since = now
         try:
             address = resolve(self._address, self._process, self._trainers)
         except SettingsError:
@@ -177,14 +201,19 @@ class LoaderLink:
             return
         if self._socket is not None:
             if self._socket.address == address:
-                # The socket reconnects by itself; a second one would only be another stranger.
                 return
-            self._waiter.remove(self._socket)
-            self._socket.close(linger=False)
+            self._hang_up(linger=False)
         self._socket = Dialled(address, max_frame=_MAX_FRAME, role=self._process, security=self._security)
         self._waiter.add(self._socket)
 
-    def _greet(self) -> None:
+    def _hang_up(self, *, linger: bool) -> None:
+        if self._socket is not None:
+            self._waiter.remove(self._socket)
+            self._socket.close(linger=linger)
+            self._socket = None
+        self._greeted = self._welcomed = False
+
+    def _greet(self, now: float) -> None:
         if self._socket is None:
             return
         self.session += 1
@@ -198,7 +227,9 @@ class LoaderLink:
             identity=self._identity,
         )
         self._greeted = self._socket.send(hello)
-        if not self._greeted:
+        if self._greeted:
+            self._greetings.said(now)
+        else:
             self.session -= 1
         self._waiter.until_connected(self._socket, not self._greeted)
 
@@ -211,6 +242,7 @@ class LoaderLink:
             # Perhaps another host's: what the old one's clock showed means nothing.
             self._clock, self._ask_clock_at = ClockOffset(), float("-inf")
         self.welcome = message
+        self._greetings.begin_anew()
         self.lost_since = None
         if same_loader and self.side is not None:
             return

@@ -113,7 +113,7 @@ class AugmenterTarget:
     def __init__(self, folder: Path, dice: Random) -> None:
         self._stack = ExitStack()
         self._says = LoaderMessages(folder, [dice.randbytes(16) for _ in range(_STREAMS)])
-        self._laid, self._clock = self._stack.enter_context(wires.laid(dice))
+        _, self._clock = self._stack.enter_context(wires.laid(dice))
         self._telemetry = Telemetry("augmenter", MetricsSettings(), "fuzz")
         self._stop = wires.Turns(StopFlag())
         self._service = AugmenterService(
@@ -124,11 +124,14 @@ class AugmenterTarget:
             stop=self._stop,  # type: ignore[arg-type]  # A stop flag that lets the loop go round case by case.
         )
         self._service._turn()
-        self._loader = self._laid.open[0]
         self._faults = Faults(self._telemetry)
         self._said: deque[Frames] = deque(maxlen=_REPLAYED)
         self._seq = 0
         self._loader_says: Sayings = [(self._lease, 60), (self._stream, 8), (self._gone, 2), (self._welcome, 2)]
+
+    @property
+    def _loader(self) -> wires.Wire:
+        return wires.to_loader(self._service._link)
 
     def play(self, cases: Cases) -> None:
         self._stop.turns = self._turns(cases)

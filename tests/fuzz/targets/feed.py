@@ -65,7 +65,6 @@ class FeedTarget:
             )
         self._wire = laid.open[0]
         self._feed._turn()
-        self._loader = laid.open[-1]
         self._faults = Faults(telemetry)
         self._inboxes = [self._feed.open(an_open()) for _ in range(2)]
         self._uuids = [dice.randbytes(16) for _ in range(64)]
@@ -81,6 +80,10 @@ class FeedTarget:
             (self._opened, 20), (self._stages, 5), (self._welcome, 3), (self._failed, 1),
             (lambda dice, _: (dice.choice(examples()), ()), 5),
         ]  # fmt: skip
+
+    @property
+    def _loader(self) -> wires.Wire:
+        return wires.to_loader(self._feed._link)
 
     def play(self, cases: Cases) -> None:
         while (dice := cases.next()) is not None:

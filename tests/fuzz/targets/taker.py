@@ -39,7 +39,7 @@ class TakerTarget:
         self._stack = ExitStack()
         self._store = small_store(folder)
         self._jpegs = images(self._store)
-        laid, self._clock = self._stack.enter_context(wires.laid(dice))
+        _, self._clock = self._stack.enter_context(wires.laid(dice))
         telemetry = Telemetry("trainer", MetricsSettings(), "fuzz")
         self._waiter = Waiter()
         self._taker = JpegTaker(
@@ -50,7 +50,6 @@ class TakerTarget:
         self._inboxes: dict[bytes, Inbox] = {}
         self._open()
         self._turn()
-        self._wire = laid.open[0]
         self._faults = Faults(telemetry)
         self._decode = HostDecoder(make_decoder("auto"))
         self._out = np.empty((BATCH, CROP, CROP, 3), np.uint8)
@@ -62,6 +61,10 @@ class TakerTarget:
             (lambda _dice, _: (made(Welcome, session=self._taker._link.session, side="/nowhere/at/all"), ()), 2),
             (lambda dice, _: (dice.choice(examples()), ()), 2),
         ]  # fmt: skip
+
+    @property
+    def _wire(self) -> wires.Wire:
+        return wires.to_loader(self._taker._link)
 
     def play(self, cases: Cases) -> None:
         while (dice := cases.next()) is not None:
