@@ -46,6 +46,11 @@ _SMALL_BYTES = 1 << 16
 _CURVE_BYTES = 64
 """More than what CURVE adds to a frame: 33."""
 _REDIAL_SECONDS = 1.0
+_DEAD_SECONDS = 60.0
+"""What TCP may say for so long without an answer from the other end's kernel; without a limit it is a quarter of an
+hour. A stopped process's kernel answers. ZeroMQ's own heartbeats would cut off a stopped peer, and one that sends a
+large frame over a slow network: they count whole frames."""
+_DIAL_SECONDS = 10.0
 _DROPS_OF_A_CALL = 64
 """Messages of revoked keys that are dropped before the owner of the socket can do something else."""
 
@@ -82,6 +87,11 @@ class _Socket:
 
     def _watch(self, address: str) -> None:
         if address.startswith("tcp://"):
+            # The first is for what was sent and not acknowledged, the others are for an end that sends nothing.
+            self.socket.setsockopt(zmq.TCP_MAXRT, int(_DEAD_SECONDS * 1000))
+            self.socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+            self.socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, max(1, int(_DEAD_SECONDS / 2)))
+            self.socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, max(1, int(_DEAD_SECONDS / 6)))
             self._handshakes = Handshakes(self.socket, self._unfinished.accepted if self._unfinished else None)
 
     def _send(self, frames: list[bytes | memoryview]) -> bool:
@@ -314,6 +324,7 @@ class Dialled(_Socket):
             dial(self.socket, curve.own, wanted)
         # Without it a returning peer is met by everything that was said to nobody.
         self.socket.setsockopt(zmq.IMMEDIATE, 1)
+        self.socket.setsockopt(zmq.CONNECT_TIMEOUT, int(_DIAL_SECONDS * 1000))
         self.socket.setsockopt(zmq.RECONNECT_IVL, 50)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         self.address = address
