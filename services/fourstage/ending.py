@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from fourstage.errors import FourstageError
+from fourstage.errors import FourstageError, of_the_machine
 
 ERROR_PREFIX = "fourstage: "
 """How the last line of a failed process begins."""
@@ -30,7 +30,7 @@ def end_with(run: Callable[[], int], *, debug: bool) -> NoReturn:
         code = 130
     except Exception as error:
         code = 1
-        _say(f"internal error: {error!r}; run again with --debug and report it", debug)
+        _say(str(of_the_machine(error) or f"internal error: {error!r}; run again with --debug and report it"), debug)
     # The interpreter would look for cycles among all of torch's objects once more before it drops them: a second.
     gc.freeze()
     sys.exit(code)

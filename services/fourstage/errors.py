@@ -4,6 +4,9 @@ Every error that a person meets is one of these: the text names the value receiv
 command line prints both on one line and exits with ``exit_code``; a traceback means a bug in fourstage.
 """
 
+import errno
+import os
+
 
 class FourstageError(Exception):
     """Something failed for a reason that a person can act on."""
@@ -53,3 +56,19 @@ class PeerLostError(FourstageError):
 
 class CorruptSampleError(FourstageError):
     """A stored image whose bytes are right (the checksum matches) cannot be decoded."""
+
+
+def of_the_machine(error: BaseException) -> FourstageError | None:
+    """What the machine does not give, in words: descriptors, memory. None where it is not that.
+
+    Libraries meet it wherever they open a file, torch and NumPy also where they import a module late.
+    """
+    for words in map(os.strerror, (errno.ENFILE, errno.EMFILE)):
+        if isinstance(error, OSError | ImportError) and words in str(error):
+            return FourstageError(
+                f"cannot open another file or connection: {words}",
+                hint="raise the limit of open files (ulimit -n, LimitNOFILE, nofile)",
+            )
+    if isinstance(error, MemoryError):
+        return FourstageError("cannot get any more memory", hint="give the process more, or lower what it may take")
+    return None

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fourstage.errors import FourstageError
+from fourstage.errors import FourstageError, of_the_machine
 from fourstage.process import StopFlag
 from fourstage.telemetry import StageMeter
 from fourstage.trainer.encoded import PixelDecoder, decode
@@ -131,7 +131,7 @@ class CopyStage:
         except FourstageError as error:
             self._ready.put(error)
         except Exception as error:
-            self._ready.put(FourstageError(f"the copy stage failed: {error!r}"))
+            self._ready.put(of_the_machine(error) or FourstageError(f"the copy stage failed: {error!r}"))
         self._ready.put(None)
 
     def _one(self) -> DeviceBatch | None:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from fourstage.errors import CorruptSampleError, FourstageError, PeerError, PeerLostError
+from fourstage.errors import CorruptSampleError, FourstageError, PeerError, PeerLostError, of_the_machine
 from fourstage.process import socket_path
 from fourstage.telemetry import Telemetry
 from fourstage.trace import Passage
@@ -174,7 +174,8 @@ class Feed:
         try:
             while not self._stopping:
                 self._turn()
-        except Exception as error:
+        except Exception as caught:
+            error = of_the_machine(caught) or caught
             if not isinstance(error, FourstageError):
                 log.exception("the feed failed")
             with self._lock:

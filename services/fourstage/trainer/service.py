@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fourstage.by_hand import RATE
-from fourstage.errors import FourstageError, StoppedError
+from fourstage.errors import FourstageError, StoppedError, of_the_machine
 from fourstage.order import BatchPlan
 from fourstage.process import StopFlag
 from fourstage.settings import Settings
@@ -159,7 +159,7 @@ class TrainerService:
             return self._run()
         except Exception as error:
             if not isinstance(error, StoppedError):
-                self._report.failure = str(error) or repr(error)
+                self._report.failure = str(of_the_machine(error) or error) or repr(error)
                 # A disk that is full is not to hide why the run has failed, which it may be itself.
                 with contextlib.suppress(OSError, FourstageError):
                     self._tell("failed", force=True)

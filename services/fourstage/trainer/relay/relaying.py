@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from fourstage.arena import Arena
-from fourstage.errors import CorruptSampleError, FourstageError, PeerError, PeerLostError
+from fourstage.errors import CorruptSampleError, FourstageError, PeerError, PeerLostError, of_the_machine
 from fourstage.trainer.inbox import Draws, FeedBatch, Inbox, StreamInfo
 from fourstage.trainer.relay.batches import OverInbox
 from fourstage.trainer.relay.channel import ARENA, LINGER_SECONDS, Channel, Listener, seconds_left
@@ -189,8 +189,8 @@ class RelayingInbox(OverInbox):
                 self._inbox.fail(error)
         except Exception as error:
             # Whoever breaks the protocol may still read as well: its slots are not given back.
-            failed = error if isinstance(error, FourstageError) else FourstageError(f"the relay failed: {error!r}")
-            self._inbox.fail(failed)
+            known = error if isinstance(error, FourstageError) else of_the_machine(error)
+            self._inbox.fail(known or FourstageError(f"the relay failed: {error!r}"))
         finally:
             self._gone.set()
 
