@@ -146,8 +146,8 @@ RULES: Final[dict[Fault, Rule]] = {
     Fault.READ_ERROR_PASSING: Rule((Role.STORE,), moments=EARLY),
     Fault.READ_ERROR_STAYING: Rule((Role.STORE,), moments=EARLY, stop=Stop.ALWAYS, words=r"cannot read sample '"),
     Fault.SLOW_READS: Rule((Role.STORE,), seconds=(0.3, 1.5)),
-    # -6: libzmq ends a process in which it cannot start a thread.
-    Fault.MEMORY: Rule((Role.AUGMENTER,), moments=EARLY, codes=frozenset({1, -6})),
+    # -6: libzmq ends a process in which it cannot start a thread, 127: the C library does where a thread finds no room.
+    Fault.MEMORY: Rule((Role.AUGMENTER,), moments=EARLY, codes=frozenset({1, -6, 127})),
     # 1: what it cannot make, others can. -6: libzmq ends the process where it finds none for a Unix socket's peer.
     Fault.DESCRIPTORS: Rule(
         PROCESSES, seconds=(0.5, 2.0), codes=frozenset({1, -6}), stop=Stop.MAYBE, words=r"cannot .*Too many open files"
