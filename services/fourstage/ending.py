@@ -5,10 +5,12 @@ Exit 0 done, 1 failed, 2 wrong usage or settings, 130 interrupted. ``--debug`` a
 
 import atexit
 import gc
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 from fourstage.errors import FourstageError, of_the_machine
@@ -31,6 +33,7 @@ def end_with(run: Callable[[], int], *, debug: bool) -> NoReturn:
     except Exception as error:
         code = 1
         _say(str(of_the_machine(error) or f"internal error: {error!r}; run again with --debug and report it"), debug)
+    _let_go_of_output()
     # The interpreter would look for cycles among all of torch's objects once more before it drops them: a second.
     gc.freeze()
     sys.exit(code)
@@ -45,4 +48,14 @@ def _hear_no_more() -> None:
 def _say(message: str, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    print(ERROR_PREFIX + " ".join(message.splitlines()), file=sys.stderr)  # noqa: T201
+    with suppress(OSError):
+        print(ERROR_PREFIX + " ".join(message.splitlines()), file=sys.stderr)  # noqa: T201
+
+
+def _let_go_of_output() -> None:
+    """Say what is left to be said. Where nobody can read it any more the interpreter would end with 120 for it."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -7,7 +7,7 @@ checkpoint. ``status.json`` is the live view's source, for ``fourstage run`` and
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -175,8 +175,10 @@ class Samples:
         _flush(self._path, self._file, durable=durable)
 
     def close(self) -> None:
+        """What was not flushed is lost where the disk is full, which whoever flushed has been told."""
         if self._file:
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()
 
 
 class Lines:
@@ -197,8 +199,10 @@ class Lines:
         _flush(self._path, self._file, durable=durable)
 
     def close(self) -> None:
+        """What was not flushed is lost where the disk is full, which whoever flushed has been told."""
         if self._file:
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()
 
 
 def _flush(path: Path | None, file: BinaryIO | TextIO | None, *, durable: bool) -> None:

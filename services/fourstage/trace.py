@@ -11,6 +11,8 @@ import logging
 import shutil
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -67,12 +69,17 @@ class Trace:
         self._named: set[tuple[int, int]] = set()
         self._lane_ends: list[float] = []
         if always:
-            self._open()
+            with self._or_none():
+                self._open()
 
     def batch(self, seq: int, split: str, passage: Passage) -> None:
         """A batch was trained on, or tested."""
         if self._file is None:
             return
+        with self._or_none():
+            self._write(self._file, seq, split, passage)
+
+    def _write(self, file: TextIO, seq: int, split: str, passage: Passage) -> None:
         lane = self._lane(passage.times) if passage.times.read_to else 0
         lines = []
         for event in events(seq, split, passage, rank=self._rank, lane=lane):
@@ -81,31 +88,50 @@ class Trace:
                 self._named.add(row)
                 lines += names(*row, worker=self._worker(event["pid"], lane, passage.worker))
             lines.append(event)
-        self._file.write("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
-        self._file.flush()
+        file.write("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
+        file.flush()
 
     def turn(self, now: float) -> None:
         """Begin a window that was asked for, or end it. now: monotonic seconds."""
         if self._run_dir is None or self._always or now < self._look_at:
             return
         self._look_at = now + _LOOK_SECONDS
+        with self._or_none():
+            self._look(self._run_dir)
+
+    def _look(self, run_dir: Path) -> None:
         if self._file is None:
-            self._until = _asked_until(self._run_dir / REQUEST)
+            self._until = _asked_until(run_dir / REQUEST)
             if time.time() < self._until:
                 _log.info("tracing for %.1f s", self._until - time.time())
                 self._open()
         elif time.time() > self._until:
             self._close()
             if self._rank == 0:
-                self._merge(self._run_dir)
+                self._merge(run_dir)
 
     def close(self) -> None:
         """The run is over: the first trainer joins what all of them wrote."""
         if self._file is None or self._run_dir is None:
             return
-        self._close()
-        if self._rank == 0:
-            self._merge(self._run_dir)
+        with self._or_none():
+            self._close()
+            if self._rank == 0:
+                self._merge(self._run_dir)
+
+    @contextmanager
+    def _or_none(self) -> Iterator[None]:
+        """A timeline that cannot be written is given up: the run is worth more."""
+        try:
+            yield
+        except (OSError, FourstageError) as error:
+            _log.warning("the timeline ends here, it cannot be written: %s", error)
+            with suppress(OSError):
+                self._close()
+            self._file = None
+            if self._run_dir is not None:
+                with suppress(OSError):
+                    (self._run_dir / REQUEST).unlink(missing_ok=True)
 
     def _open(self) -> None:
         if self._run_dir is None:

@@ -1,6 +1,7 @@
 """What a person sees of a run: a live view on a terminal, plain lines elsewhere, a table in the end."""
 
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,10 +25,26 @@ _STAGES = (
 )
 
 
+class Screen(Console):
+    """A console that may go while a run goes on: a terminal that hangs up, a pipe whose reader leaves. From then on it
+    shows nothing."""
+
+    def on_broken_pipe(self) -> None:
+        """The reader has left."""
+        self.quiet = True
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As ``Console.print``, while there is something to print on."""
+        try:
+            super().print(*objects, **options)
+        except OSError:
+            self.quiet = True
+
+
 class LiveView:
     """Call with every new status."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Screen) -> None:
         self._console = console
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
         self._next = 0.0
@@ -35,7 +52,10 @@ class LiveView:
 
     def __call__(self, status: dict[str, Any]) -> None:
         if self._live is not None:
-            self._live.update(render(status))
+            try:
+                self._live.update(render(status))
+            except OSError:
+                self._console.quiet = True
             return
         now = time.monotonic()
         if now >= self._next or status["state"] not in ("running", "validating"):
@@ -52,7 +72,8 @@ class LiveView:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live is not None:
-            self._live.__exit__(kind, error, trace)
+            with suppress(OSError):
+                self._live.__exit__(kind, error, trace)
 
 
 class StoreBar:

@@ -222,11 +222,20 @@ def revoked_augmenter(scene: Scene) -> None:
 
     eventually(lambda: made() > 3, "its batches", 60.0)
     with (
-        scene.refused("a revoked augmenter", "loader", MESSAGES, "revoked", "lost@"),
+        Dialled(scene.loader, security=scene.of("augmenter-lost")) as talker,
+        scene.refused("a revoked augmenter", "loader", MESSAGES, "revoked", "lost@") as counted,
         scene.refused("a revoked augmenter", "trainer", MESSAGES, "revoked", "is forgotten: its key is let in no more"),
         scene.refused("a revoked augmenter, again", "loader", HANDSHAKES, "key", "nobody here knows its key"),
     ):
+        assert isinstance(ask(talker, hello(peer=b"v" * 16)), Welcome)
         revoke_peer(scene.keys, "augmenter-lost")
+
+        def said() -> bool:
+            # Ours hang up at once. Whoever goes on talking is not heard.
+            talker.send(hello(peer=b"v" * 16))
+            return counted()
+
+        eventually(said, "a refusal on the live connection", 40.0)
     log = scene.log("loader")
     forgotten = next(line for line in log.splitlines() if "is forgotten: its key is let in no more" in line)
     assert "lost@" in forgotten
@@ -244,8 +253,18 @@ def revoked_trainer(scene: Scene) -> None:
     with BatchStream(scene.loader, batch_size=BATCH, settings=wanted, timeout=3.0) as stream:
         batches = iter(stream)
         next(batches)
-        with scene.refused("a revoked trainer", "loader", MESSAGES, "revoked", "stream-0 is forgotten"):
+        with (
+            Dialled(beside(scene.loader), security=scene.of("trainer-b")) as talker,
+            scene.refused("a revoked trainer", "loader", MESSAGES, "revoked", "stream-0 is forgotten") as counted,
+        ):
+            assert isinstance(ask(talker, hello("trainer", peer=b"w" * 16)), Welcome)
             revoke_peer(scene.keys, "trainer-b")
+
+            def said() -> bool:
+                talker.send(hello("trainer", peer=b"w" * 16))
+                return counted()
+
+            eventually(said, "a refusal on the live connection", 40.0)
         with pytest.raises(PeerLostError):
             list(batches)
     assert scene.running.metric("loader", "fourstage_streams") == 1

@@ -5,11 +5,9 @@ import logging
 import shlex
 import shutil
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from fourstage import rundir
 from fourstage.by_hand import SCALE
@@ -22,7 +20,7 @@ from fourstage.resolve import write_settings
 from fourstage.settings import Settings
 from fourstage.store import open_store
 from fourstage.trace import REQUEST, TRACE_FOLDER
-from fourstage.view import LiveView, final_table
+from fourstage.view import LiveView, Screen, final_table
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +65,7 @@ def run_in_foreground(
     shutil.rmtree(run_dir / TRACE_FOLDER, ignore_errors=True)
     stop = StopFlag()
     stop.on_signals()
-    console = Console(stderr=as_json)
+    console = Screen(stderr=as_json)
     with ExitStack() as stack:
         stack.enter_context(looked_after(run_dir))
         # Always a folder of its own: whoever is orphaned removes it.
@@ -80,13 +78,14 @@ def run_in_foreground(
         code = run.run(stop, view)
     summary = rundir.read_json(run_dir / rundir.SUMMARY) if (run_dir / rundir.SUMMARY).is_file() else {}
     if as_json:
-        print(json.dumps(summary or {"state": "interrupted"}))  # noqa: T201 - the one object that --json promises
+        with suppress(OSError):
+            print(json.dumps(summary or {"state": "interrupted"}))  # noqa: T201 - the one object that --json promises
     elif summary and not stop.urgent:
         console.print(final_table(summary))
         console.print(f"written to {run_dir}: {', '.join(written(run_dir))}", soft_wrap=True, highlight=False)
     if code == 130:
         command = ["fourstage", "run", "--store", str(store), "--run-dir", str(run_dir), "--resume"]
-        Console(stderr=True).print(
+        Screen(stderr=True).print(
             f"{_interrupted(summary, stop)}; go on with: {shlex.join(command)}", soft_wrap=True, highlight=False
         )
     return code

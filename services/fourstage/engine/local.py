@@ -129,7 +129,9 @@ class LocalRun:
         """
         first = self._announced(self._ranks()[0]) if self._ranks() else {}
         if "pid" in first:
-            os.kill(first["pid"], signal.SIGTERM)
+            # It may just have ended, and torchrun be about to.
+            with suppress(ProcessLookupError):
+                os.kill(first["pid"], signal.SIGTERM)
         else:
             self._processes.signal(_TRAINER, signal.SIGTERM)
 

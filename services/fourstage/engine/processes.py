@@ -54,6 +54,8 @@ class Processes:
         self._logs = logs
         self._debug = debug
         self._children: dict[str, Child] = {}
+        self._log_starts: dict[str, int] = {}
+        """Where in its log the words of each process that was started last begin: older ones are of another."""
         path = sockets / _LIFELINE
         path.unlink(missing_ok=True)
         os.mkfifo(path, 0o600)
@@ -113,7 +115,9 @@ class Processes:
     def last_words(self, name: str, code: int) -> str:
         """What a process that ended said of it, or where its log lies."""
         path = self._logs / f"{name}.log"
-        lines = path.read_text("utf-8", errors="replace").splitlines()
+        with path.open("rb") as log_file:
+            log_file.seek(self._log_starts.get(name, 0))
+            lines = log_file.read().decode("utf-8", errors="replace").splitlines()
         words = [line.removeprefix(ERROR_PREFIX) for line in lines if line.startswith(ERROR_PREFIX)]
         last = f": {lines[-1]}" if lines else ""
         return words[-1] if words else f"{name} ended with {code}{last}; see {path}"
@@ -170,6 +174,7 @@ class Processes:
             *(["--debug"] if self._debug else []),
         ]  # fmt: skip
         with (self._logs / f"{name}.log").open("ab") as output:
+            self._log_starts[name] = output.tell()
             return subprocess.Popen(
                 command, stdin=self._reader, stdout=output, stderr=output, env=environment, start_new_session=True
             )
