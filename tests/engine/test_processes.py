@@ -38,3 +38,15 @@ def test_a_service_that_is_started_wrongly_is_named_with_what_is_wrong(processes
     processes.sleep("augmenter", 60.0)
     assert processes.poll("augmenter") == 2
     assert "--name" in processes.last_words("augmenter", 2)
+
+
+def test_the_last_words_of_an_earlier_process_were_taken_for_those_of_one_that_said_none(
+    processes: Processes, tmp_path: Path
+) -> None:
+    """Logs are appended to: a run that had been out of space and was resumed was said to be so again."""
+    (tmp_path / "loader.log").write_text("fourstage: cannot write /here: No space left on device; free space there\n")
+    processes.start("loader", [], ("-c", "import sys; sys.exit('gone')"))
+    processes.sleep("loader", 60.0)
+    words = processes.last_words("loader", 1)
+    assert "No space left" not in words
+    assert words.startswith("loader ended with 1: gone; see ")
