@@ -7,13 +7,13 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import fourstage
-from fourstage import rundir
+from fourstage import locks, rundir
 from fourstage.logs import configure_logging
 from fourstage.metrics import Role
 from fourstage.process import ORPHANED, StopFlag, raise_file_limit, sockets_folder
@@ -144,7 +144,9 @@ def run_trainer(launch: Launch, run_dir: Path, *, resume: bool) -> int:
             settings, place, name=name, sockets=base.sockets, telemetry=base.telemetry, stop=base.stop,
             decoding=decoding,
         )  # fmt: skip
-        with closing(intake), Group(place, device, base.stop) as group:
+        # A trainer whose engine was killed ends by itself, after its step and a checkpoint.
+        alone = locks.held_once_free(run_dir, locks.TRAINER, base.stop) if place.rank == 0 else nullcontext()
+        with closing(intake), alone, Group(place, device, base.stop) as group:
             service = TrainerService(
                 settings,
                 run_dir,

@@ -53,3 +53,12 @@ def test_a_directory_without_a_run(tmp_path: Path) -> None:
     assert not is_looked_after(tmp_path)
     with pytest.raises(SettingsError, match="holds no run"):
         require_running(tmp_path)
+
+
+def test_settings_that_were_written_anew_let_a_second_engine_in(tmp_path: Path) -> None:
+    """The lock lay on the file that each engine replaces: each held another one."""
+    with looked_after(tmp_path):
+        rundir.write_whole(tmp_path / rundir.SETTINGS, "batch_size = 8")
+        assert is_looked_after(tmp_path)
+        with pytest.raises(SettingsError, match="goes on already; wait for its end"), looked_after(tmp_path):
+            pytest.fail("two hold it")

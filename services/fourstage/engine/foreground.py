@@ -12,7 +12,7 @@ from typing import Any
 from fourstage import rundir
 from fourstage.by_hand import SCALE
 from fourstage.engine.local import LocalRun
-from fourstage.engine.lock import is_looked_after, looked_after
+from fourstage.engine.lock import looked_after
 from fourstage.errors import SettingsError
 from fourstage.logs import configure_logging
 from fourstage.process import StopFlag, private_folder
@@ -48,26 +48,24 @@ def run_in_foreground(
             hint=f"--set augmenter.crop={size} or less",
         )
     rundir.create_run_directory(run_dir, resume=resume)
-    if is_looked_after(run_dir):
-        raise SettingsError(f"the run in {run_dir} goes on already", hint="wait for its end, or name another directory")
     configure_logging("run", debug=debug)
-    if resume:
-        from fourstage.trainer.resume import changed_settings
-
-        # Before anything is written: what is refused leaves the run as it was.
-        for change in changed_settings(settings, run_dir):
-            log.warning("other than before: %s", change)
-    rundir.remove_leftovers(run_dir, rundir.ENGINES)
-    rundir.note_store(run_dir, store, opened.fingerprint)
-    rundir.write_whole(run_dir / rundir.SETTINGS, write_settings(settings))
-    for stale in (rundir.STATUS, rundir.SUMMARY, rundir.TRACE, REQUEST, SCALE.file):
-        (run_dir / stale).unlink(missing_ok=True)
-    shutil.rmtree(run_dir / TRACE_FOLDER, ignore_errors=True)
     stop = StopFlag()
     stop.on_signals()
     console = Screen(stderr=as_json)
     with ExitStack() as stack:
         stack.enter_context(looked_after(run_dir))
+        if resume:
+            from fourstage.trainer.resume import changed_settings
+
+            # Before anything is written: what is refused leaves the run as it was.
+            for change in changed_settings(settings, run_dir):
+                log.warning("other than before: %s", change)
+        rundir.remove_leftovers(run_dir, rundir.ENGINES)
+        rundir.note_store(run_dir, store, opened.fingerprint)
+        rundir.write_whole(run_dir / rundir.SETTINGS, write_settings(settings))
+        for stale in (rundir.STATUS, rundir.SUMMARY, rundir.TRACE, REQUEST, SCALE.file):
+            (run_dir / stale).unlink(missing_ok=True)
+        shutil.rmtree(run_dir / TRACE_FOLDER, ignore_errors=True)
         # Always a folder of its own: whoever is orphaned removes it.
         sockets = private_folder(settings.sockets)
         stack.callback(shutil.rmtree, sockets, ignore_errors=True)

@@ -1,41 +1,27 @@
-"""Whether somebody looks after a run: its engine holds a lock on the run's settings, which the kernel drops with it."""
+"""Whether somebody looks after a run: its engine holds a lock in the run's directory."""
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fourstage import rundir
+from fourstage import locks, rundir
 from fourstage.errors import FourstageError, SettingsError
 
 
 @contextmanager
 def looked_after(run_dir: Path) -> Iterator[None]:
-    """Hold the run, whose settings are written. Raises SettingsError where another engine holds it."""
-    # For writing: a file on NFS is locked for one alone only by who may write it.
-    with (run_dir / rundir.SETTINGS).open("r+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SettingsError(f"the run in {run_dir} goes on already", hint="name another directory") from None
-        except OSError:
-            # Some file systems lock nothing: the run goes on all the same, and is taken for a running one below.
-            pass
+    """Hold the run. Raises SettingsError where another engine holds it."""
+    with locks.held(run_dir, locks.ENGINE) as alone:
+        if not alone:
+            raise SettingsError(
+                f"the run in {run_dir} goes on already", hint="wait for its end, or name another directory"
+            )
         yield
 
 
 def is_looked_after(run_dir: Path) -> bool:
     """Whether an engine holds the run: on this host, and on any where the file system shares locks."""
-    try:
-        with (run_dir / rundir.SETTINGS).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
+    return locks.is_held(run_dir, locks.ENGINE)
 
 
 def require_running(run_dir: Path) -> None:
