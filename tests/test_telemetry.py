@@ -1,6 +1,7 @@
 """The pages that each process answers, over HTTP."""
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
+from urllib.parse import urlsplit
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -88,6 +90,16 @@ def test_an_unknown_page_and_a_taken_port(served: tuple[Role, Telemetry, str]) -
     port = int(page.rpartition(":")[2])
     with pytest.raises(SettingsError, match=f"metrics.port = {port}"):
         Telemetry("loader", MetricsSettings(port=port), "1").serve()
+
+
+def test_a_client_that_said_nothing_kept_a_thread_for_ever(
+    served: tuple[Role, Telemetry, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telemetry._QuietHandler, "timeout", 0.2)
+    page = urlsplit(served[2])
+    assert page.port is not None
+    with socket.create_connection(("127.0.0.1", page.port), timeout=20.0) as silent:
+        assert silent.recv(1) == b"", "hung up on"
 
 
 def test_pages_close_at_once_and_their_port_is_free(served: tuple[Role, Telemetry, str]) -> None:

@@ -215,6 +215,9 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
 
 
 class _QuietHandler(WSGIRequestHandler):
+    timeout = 10.0
+    """Seconds for a request: each that comes and says nothing has a thread and a descriptor."""
+
     def log_message(self, *_: object) -> None:
         """A scrape every few seconds is no news."""
 

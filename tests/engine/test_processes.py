@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fourstage.engine.processes import Processes
+from fourstage.errors import SettingsError
 
 
 @pytest.fixture
@@ -50,3 +51,10 @@ def test_the_last_words_of_an_earlier_process_were_taken_for_those_of_one_that_s
     words = processes.last_words("loader", 1)
     assert "No space left" not in words
     assert words.startswith("loader ended with 1: gone; see ")
+
+
+def test_settings_that_a_service_could_not_take_were_reported_as_a_failure(processes: Processes) -> None:
+    processes.start("augmenter", ["augmenter"])
+    processes.sleep("augmenter", 60.0)
+    with pytest.raises(SettingsError, match="--name"):
+        processes.restart("augmenter", 2)

@@ -19,7 +19,7 @@ from fourstage import rundir
 from fourstage.engine.crew import Crew
 from fourstage.engine.processes import POLL_SECONDS, STOP_SECONDS, Processes
 from fourstage.engine.scaling import Scaling
-from fourstage.errors import FourstageError
+from fourstage.errors import FourstageError, SettingsError
 from fourstage.process import StopFlag
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ class LocalRun:
         if (code > 0 and code != 130) or (code < 0 and self.trainers > 1):
             words = self._processes.last_words(_TRAINER, code)
             if not (stop and self.trainers > 1 and not self._status()):
-                raise FourstageError(words)
+                raise (SettingsError if code == SettingsError.exit_code else FourstageError)(words)
             # torchrun says the same of trainers that were stopped before their first batch as of any that failed.
             log.warning("%s", words)
         if code >= 0 or stop:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fourstage.ending import ERROR_PREFIX
-from fourstage.errors import FourstageError
+from fourstage.errors import FourstageError, SettingsError
 from fourstage.resolve import ENVIRONMENT_PREFIX
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,9 @@ class Processes:
         now = time.monotonic()
         child.starts = [start for start in child.starts if now - start < _RESTART_WINDOW]
         most = _RESTARTS if code >= 0 else _RESTARTS_OF_KILLED
-        if code == 2 or len(child.starts) > most:
+        if code == SettingsError.exit_code:
+            raise SettingsError(self.last_words(name, code))
+        if len(child.starts) > most:
             raise FourstageError(self.last_words(name, code))
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
         log.warning("%s %s: started again", name, how)
