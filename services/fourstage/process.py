@@ -35,6 +35,7 @@ class StopFlag:
         self.urgent = False
         """A second signal came: whoever stops in order stops at once."""
         self.reason = ""
+        self._lifeline = -1
         self.reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         """Readable once the flag is set: data loops wait on it beside their sockets."""
 
@@ -69,12 +70,23 @@ class StopFlag:
     def on_lifeline(self, descriptor: int) -> None:
         """Set the flag when the other end of this pipe closes: the parent is gone, however it died."""
 
+        self._lifeline = descriptor
+
         def watch() -> None:
             while os.read(descriptor, 512):
                 continue
             self.set(ORPHANED)
 
         threading.Thread(target=watch, name="lifeline", daemon=True).start()
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the parent is gone, whatever set the flag: it may have said SIGTERM before it was killed."""
+        if self._lifeline < 0:
+            return False
+        poll = select.poll()
+        poll.register(self._lifeline, 0)
+        return any(events & select.POLLHUP for _, events in poll.poll(0))
 
 
 def private_folder(configured: str) -> Path:

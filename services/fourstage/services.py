@@ -16,7 +16,7 @@ import fourstage
 from fourstage import locks, rundir
 from fourstage.logs import configure_logging
 from fourstage.metrics import Role
-from fourstage.process import ORPHANED, StopFlag, raise_file_limit, sockets_folder
+from fourstage.process import StopFlag, raise_file_limit, sockets_folder
 from fourstage.settings import MetricsSettings, Settings
 from fourstage.telemetry import Telemetry
 from fourstage.wire.security import load
@@ -66,7 +66,7 @@ def started(role: Role, name: str, launch: Launch) -> Iterator[Started]:
             yield Started(stop, telemetry, sockets, page)
         finally:
             telemetry.close()
-            if stop.reason == ORPHANED:
+            if stop.orphaned:
                 # Whoever made the folder cannot remove it any more.
                 shutil.rmtree(sockets, ignore_errors=True)
     log.info("stopped%s", f" ({stop.reason})" if stop.reason else "")

@@ -72,3 +72,25 @@ def test_a_second_interrupt_stops_at_once(store: Path, tmp_path: Path, traces: P
     assert code == 130
     assert not any(is_alive(pid) for pid in processes.values())
     assert list(traces.iterdir()) == []
+
+
+def is_told_to_end(pid: int) -> bool:
+    """Whether a stopped process has a SIGTERM to hear once it goes on (proc(5), ShdPnd)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    pending = int(status.split("ShdPnd:")[1].split()[0], 16)
+    return bool(pending & 1 << (signal.SIGTERM - 1))
+
+
+def test_a_service_that_was_told_to_end_before_its_run_was_killed_left_the_sockets(
+    store: Path, tmp_path: Path, traces: Path
+) -> None:
+    run, processes = started(store, tmp_path / "run")
+    loader = processes["loader"]
+    os.kill(loader, signal.SIGSTOP)
+    run.process.terminate()
+    eventually(lambda: is_told_to_end(loader), "the loader's turn to end")
+    run.process.kill()
+    run.process.communicate()
+    os.kill(loader, signal.SIGCONT)
+    eventually(lambda: not any(is_alive(pid) for pid in processes.values()), "the children's end")
+    assert list(traces.iterdir()) == []
