@@ -10,7 +10,7 @@ from pathlib import Path
 from fourstage import ranks
 from fourstage.engine.pipeline import Pipeline
 from fourstage.engine.processes import ADDRESS, hold
-from fourstage.errors import FourstageError, SettingsError
+from fourstage.errors import FourstageError, SettingsError, of_the_machine
 from fourstage.process import private_folder
 from fourstage.settings import Settings
 
@@ -48,6 +48,9 @@ def share(store: Path, settings: Settings, *, workers: int) -> "Pipeline | Share
             service = Pipeline(store, folder, settings, workers=workers, shared=True)
         except FourstageError as error:
             failure = error
+        except OSError as error:
+            # The others wait for what is told next.
+            failure = of_the_machine(error) or FourstageError(f"cannot start the service: {error}")
     folder = Path(ranks.tell(str(folder)))
     if rank != 0:
         try:

@@ -80,8 +80,10 @@ class Source:
     def seek(self, seq: int, identity: bytes = b"") -> None:
         """Go on with another batch; identity: of the pixels that are wanted, if there were no batches so far."""
         self.identity = self.identity or identity
-        self._feed.end(self._inbox)
+        # An exception amid this, a Ctrl-C, leaves one that is open.
+        before = self._inbox
         self._inbox = self._feed.open(dataclasses.replace(self.spec, start=seq, identity=self.identity))
+        self._feed.end(before)
         self.next = seq
 
     def close(self) -> None:

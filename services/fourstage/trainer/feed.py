@@ -229,9 +229,7 @@ class Feed:
         with self._lock:
             to_open, self._to_open = self._to_open, []
             to_close, self._to_close = self._to_close, []
-        for inbox in to_open:
-            self._inboxes[inbox.spec.stream] = inbox
-            self._link.send(inbox.spec)
+        # First: at the loader they take memory from those that come.
         for inbox in to_close:
             uuid = inbox.spec.stream
             if self._inboxes.pop(uuid, None) is None:
@@ -239,6 +237,11 @@ class Feed:
             self._told.pop(uuid, None)
             self._closed.add(uuid)
             self._workers.drop(uuid)
+        over = {inbox.spec.stream for inbox in to_close}
+        for inbox in to_open:
+            if inbox.spec.stream not in over:
+                self._inboxes[inbox.spec.stream] = inbox
+                self._link.send(inbox.spec)
 
     def _on_loader(self, message: Message, payload: list[Payload]) -> None:
         match message:
