@@ -11,6 +11,7 @@ import pytest
 
 from fourstage.errors import SettingsError, StoreError
 from fourstage.store import open_store
+from fourstage.store.archives import list_files
 from fourstage.store.prepare import prepare
 from tests.store.pictures import class_files, encoded, left_out, pixels, tar_bytes, write_folder
 
@@ -217,3 +218,21 @@ def test_what_is_no_source_is_refused_and_leaves_nothing(
     with pytest.raises(SettingsError, match=message):
         made(tmp_path / "source", tmp_path / "store")
     assert not (tmp_path / "store").exists()
+
+
+def _header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = (size % (1 << 96)).to_bytes(12, "big") if size < 0 else b"%011o\0" % size
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize("size", [-512, -1, -2048])
+def test_a_negative_size_in_a_tar_header_was_read_for_ever(size: int, tmp_path: Path) -> None:
+    source = tmp_path / "images.tar"
+    source.write_bytes(_header("cat/a.jpg", 0) + _header("cat/b.jpg", size) + bytes(1024))
+    with pytest.raises(StoreError, match="damaged"):
+        list_files(source, tmp_path)

@@ -162,6 +162,9 @@ def _walk_tar(listing: Listing, path: Path, start: int, end: int, prefix: str) -
                 while (info := tar.next()) is not None and info.offset < end:
                     # TarFile keeps every header it has seen; of a million they would fill the memory.
                     vars(tar)["members"].clear()
+                    # A negative size may lead back to the same header, for ever.
+                    if info.size < 0 or tar.offset <= info.offset:
+                        raise _damaged(path, info.offset)
                     name = _safe_name(info.name)
                     if name is None:
                         listing.left_out.append(LeftOut(prefix + info.name, "its name leads out of the archive"))
