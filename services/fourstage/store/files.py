@@ -1,10 +1,28 @@
-"""Files that are there whole or not at all, also after a power cut."""
+"""Files that are there whole or not at all, also after a power cut; and none is read that has no end."""
 
+import errno
 import os
+import stat
+from io import BufferedReader
 from pathlib import Path
 
 RESTORE = "restore the store from a copy or prepare it again"
 """The hint of every error about a finished store whose files are not what they were."""
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file to read it; raises OSError, also where it is a device, a pipe or a folder."""
+    # A pipe without a writer would be waited for.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def file_length(stream: BufferedReader) -> int:
+    """The bytes of an open file."""
+    return os.fstat(stream.fileno()).st_size
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -32,7 +32,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from fourstage.errors import StoreError
-from fourstage.store.files import RESTORE
+from fourstage.store.files import RESTORE, file_length, open_regular
 
 MAGIC = b"4STGIDX\0"
 VERSION = 1
@@ -129,9 +129,9 @@ def index_bytes(records: NDArray[np.void], keys: Sequence[str]) -> bytes:
 def open_index(path: Path) -> Index:
     """Map an index; raises StoreError where it is missing, foreign, of another version or cut off."""
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             head = stream.read(_HEADER.size)
-        length = path.stat().st_size
+            length = file_length(stream)
     except OSError as error:
         raise _unusable(path, f"cannot be read: {error.strerror}") from error
     if len(head) < _HEADER.size or head[:8] != MAGIC:

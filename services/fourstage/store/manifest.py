@@ -8,11 +8,13 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fourstage.errors import StoreError
-from fourstage.store.files import RESTORE, write_file
+from fourstage.store.files import RESTORE, file_length, open_regular, write_file
 
 FORMAT = "fourstage-store"
 VERSION = 1
 MANIFEST_NAME = "store.json"
+_LONGEST = 64 << 20
+"""Bytes; ImageNet's has some 60,000."""
 
 Count = Annotated[int, Field(ge=0)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -78,7 +80,10 @@ def read_manifest(store: Path) -> Manifest:
     """Read ``store.json``; raises StoreError where it is missing, foreign, of another version or altered."""
     path = store / MANIFEST_NAME
     try:
-        values = json.loads(path.read_bytes())
+        with open_regular(path) as stream:
+            if file_length(stream) > _LONGEST:
+                raise ValueError(f"more than {_LONGEST} bytes")
+            values = json.loads(stream.read(_LONGEST))
     except FileNotFoundError as error:
         raise StoreError(
             f"{store} is no finished store: it has no {MANIFEST_NAME}",

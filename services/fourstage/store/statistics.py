@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourstage.errors import StoreError
-from fourstage.store.files import RESTORE
+from fourstage.store.files import RESTORE, file_length, open_regular
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +101,15 @@ class Statistics:
     def load(cls, path: Path) -> Self:
         """Read a ``statistics.npz``; raises StoreError where it is missing or damaged."""
         try:
-            with zipfile.ZipFile(path) as archive:
-                # Nothing in it is compressed, so what unpacks to more than the file has was not made here.
-                if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
-                    raise ValueError("it unpacks to more than it is")
-            with np.load(path, allow_pickle=False) as arrays:
-                fields: dict[str, Any] = {name: arrays[name] for name in arrays.files}
-                return cls(**fields | {"count": int(fields["count"])})
+            with open_regular(path) as stream:
+                with zipfile.ZipFile(stream) as archive:
+                    # Nothing in it is compressed, so what unpacks to more than the file has was not made here.
+                    if sum(member.file_size for member in archive.infolist()) > file_length(stream):
+                        raise ValueError("it unpacks to more than it is")
+                stream.seek(0)
+                with np.load(stream, allow_pickle=False) as arrays:
+                    fields: dict[str, Any] = {name: arrays[name] for name in arrays.files}
+                    return cls(**fields | {"count": int(fields["count"])})
         except Exception as error:
             # zipfile, zlib and numpy each have their own errors for a damaged archive.
             raise StoreError(

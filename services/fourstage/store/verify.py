@@ -5,7 +5,9 @@ and compared: tar headers, class numbers and padding are checked with it, and ea
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import simplejpeg
 import xxhash
 
 from fourstage.errors import StoreError
+from fourstage.store.files import file_length, open_regular
 from fourstage.store.index import Index, open_index
 from fourstage.store.manifest import Manifest, ShardEntry, SplitEntry, read_manifest
 from fourstage.store.opened import STATISTICS_NAME, missing_bytes
@@ -21,6 +24,8 @@ from fourstage.store.shards import BLOCK, END, dali_index, sample_bytes
 from fourstage.store.statistics import Statistics
 
 _REPORT_EVERY = 64
+_LONGEST_HEADER = 16 * BLOCK
+"""Bytes; that of the longest key has 5 blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +72,15 @@ class _Check:
         if not self._is(path, self.manifest.statistics_sha256):
             return
         try:
-            Statistics.load(path)
+            problem = Statistics.load(path).problem(self.manifest.size)
         except StoreError as error:
             self.problems.append(str(error))
+        else:
+            if problem:
+                self.problems.append(f"{path.name} {problem}")
 
     def split(self, name: str, split: SplitEntry) -> None:
-        path = self.path / f"{name}.index"
-        index = None
-        if self._is(path, split.index_sha256):
-            try:
-                index = open_index(path)
-            except StoreError as error:
-                self.problems.append(str(error))
+        index = self._index(self.path / f"{name}.index", split)
         if index is None:
             self.problems += missing_bytes(self.path, split.shards)
             self.problems.append(f"{name}: the samples cannot be checked one by one without their index")
@@ -92,22 +94,47 @@ class _Check:
                 self.problems.append(f"{shard.name}: {error.strerror}")
             self._dali_index(shard, index, first, last)
 
+    def _index(self, path: Path, split: SplitEntry) -> Index | None:
+        """The index, None where its records cannot be followed."""
+        if not self._is(path, split.index_sha256):
+            return None
+        try:
+            index = open_index(path)
+        except StoreError as error:
+            self.problems.append(str(error))
+            return None
+        problem = index.problem([shard.bytes for shard in split.shards], len(self.manifest.classes))
+        if len(index.records) != split.images:
+            problem = f"has {len(index.records)} samples where store.json says {split.images}"
+        shards = index.records["shard"]
+        if not problem and (shards[1:] < shards[:-1]).any():
+            problem = "does not name the shards in their order"
+        if problem:
+            self.problems.append(f"{path.name} {problem}")
+            return None
+        return index
+
     def _shard(self, shard: ShardEntry, index: Index, first: int, last: int) -> None:
         digest = xxhash.xxh3_128()
-        with (self.path / shard.name).open("rb") as stream:
+        with open_regular(self.path / shard.name) as stream:
+            if (length := file_length(stream)) != shard.bytes:
+                self.problems.append(f"{shard.name} has {length} bytes instead of {shard.bytes}")
             for position in range(first, last):
                 record = index.records[position]
                 header = int(record["offset"]) - stream.tell()
                 size = int(record["size"])
+                key = index.key(position)
+                if not BLOCK <= header <= _LONGEST_HEADER:
+                    self.problems.append(f"{shard.name}: {key}: it does not begin where the sample before it ends")
+                    return
                 # The class number has as long a header as the JPEG, and its digits fill one block.
                 stretch = stream.read(2 * header + size + -size % BLOCK + BLOCK)
                 digest.update(stretch)
-                key = index.key(position)
                 problem = self._problem(stretch, stretch[header : header + size], key, record)
                 if problem:
                     self.problems.append(f"{shard.name}: {key}: {problem}")
                 self._count(len(stretch))
-            tail = stream.read()
+            tail = stream.read(len(END) + 1)
         digest.update(tail)
         self.bytes_read += len(tail)
         if tail != END:
@@ -124,27 +151,35 @@ class _Check:
             return "tar header, class number or padding is not what the index says"
         if self.decode:
             try:
-                height, width, _ = simplejpeg.decode_jpeg(jpeg, "RGB").shape
+                height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
+                if (height, width) != (self.manifest.size, self.manifest.size):
+                    return f"the JPEG is {width}x{height} pixels"
+                simplejpeg.decode_jpeg(jpeg, "RGB")
             except ValueError as error:
                 return f"the JPEG cannot be decoded: {error}"
-            if (height, width) != (self.manifest.size, self.manifest.size):
-                return f"the JPEG is {width}x{height} pixels"
         return None
 
     def _dali_index(self, shard: ShardEntry, index: Index, first: int, last: int) -> None:
         columns = (index.records[name][first:last].tolist() for name in ("label", "offset", "size"))
         keys = (index.key(position) for position in range(first, last))
         path = (self.path / shard.name).with_suffix(".idx")
-        self._compare(path, path.exists() and path.read_bytes() == dali_index(zip(keys, *columns, strict=True)))
+        written = dali_index(zip(keys, *columns, strict=True))
+        self._compare(path, lambda stream: stream.read(len(written) + 1) == written)
 
     def _is(self, path: Path, sha256: str) -> bool:
-        return self._compare(path, path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256)
+        return self._compare(path, lambda stream: hashlib.file_digest(stream, "sha256").hexdigest() == sha256)
 
-    def _compare(self, path: Path, equal: bool) -> bool:
-        if not equal:
-            what = "its bytes are not those that were written" if path.exists() else "it is missing"
-            self.problems.append(f"{path.name}: {what}")
-        return equal
+    def _compare(self, path: Path, equal: Callable[[BufferedReader], bool]) -> bool:
+        try:
+            with open_regular(path) as stream:
+                problem = "" if equal(stream) else "its bytes are not those that were written"
+        except FileNotFoundError:
+            problem = "it is missing"
+        except OSError as error:
+            problem = str(error.strerror)
+        if problem:
+            self.problems.append(f"{path.name}: {problem}")
+        return not problem
 
     def _count(self, length: int) -> None:
         self.images += 1
