@@ -1,8 +1,10 @@
 """Every kind of source gives the same images, classes and keys; what is not taken is named."""
 
 import io
+import os
 import re
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -234,5 +236,59 @@ def _header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
 def test_a_negative_size_in_a_tar_header_was_read_for_ever(size: int, tmp_path: Path) -> None:
     source = tmp_path / "images.tar"
     source.write_bytes(_header("cat/a.jpg", 0) + _header("cat/b.jpg", size) + bytes(1024))
+    with pytest.raises(StoreError, match="damaged"):
+        list_files(source, tmp_path)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_long_header_in_a_tar_was_read_whole(kind: bytes, first: bool, tmp_path: Path) -> None:
+    source = tmp_path / "images.tar"
+    before = b"" if first else _header("cat/a.jpg", 0)
+    source.write_bytes(before + _header("long", 1 << 32, kind))
+    os.truncate(source, 1 << 33)
+    tracemalloc.start()
+    try:
+        with pytest.raises(StoreError, match="damaged"):
+            list_files(source, tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 << 20
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"GNU.sparse.size": "x"},
+        {"GNU.sparse.map": "a,b", "GNU.sparse.major": "0"},
+        {"GNU.sparse.realsize": "x"},
+        {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"},
+        {"GNU.sparse.size": "9" * 5000},
+        {"size": "-1024"},
+        {"size": str(2**70)},
+        {"size": str(2**62)},
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_attributes_in_a_tar_that_cannot_be_were_an_internal_error(
+    attributes: dict[str, str], first: bool, tmp_path: Path
+) -> None:
+    source = tmp_path / "images.tar"
+    with tarfile.open(source, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name in ("cat/a.jpg", "cat/b.jpg"):
+            info = tarfile.TarInfo(name)
+            info.size = 5
+            if (name == "cat/a.jpg") == first:
+                info.pax_headers = attributes
+            tar.addfile(info, io.BytesIO(b"abcde"))
+    with pytest.raises(StoreError, match="damaged"):
+        list_files(source, tmp_path)
+
+
+def test_headers_of_headers_in_a_tar_were_an_internal_error(tmp_path: Path) -> None:
+    source = tmp_path / "images.tar"
+    long_name = _header("long", 1, tarfile.GNUTYPE_LONGNAME) + b"x".ljust(512, b"\0")
+    source.write_bytes(_header("cat/a.jpg", 0) + 900 * long_name + _header("cat/b.jpg", 0) + bytes(1024))
     with pytest.raises(StoreError, match="damaged"):
         list_files(source, tmp_path)

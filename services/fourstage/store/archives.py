@@ -24,6 +24,12 @@ from fourstage.errors import SettingsError, StoreError
 WHOLE = -1
 """The size of a member that is a file of its own: to be read to its end."""
 
+_LONGEST_HEADER = 1 << 20
+"""Bytes of a tar member's header, with its long names and attributes."""
+
+_GARBLED = (tarfile.TarError, ValueError, OverflowError, IndexError, RecursionError)
+"""What tarfile raises for headers that cannot be; the last for hundreds of headers of headers."""
+
 _COMPRESSED: dict[bytes, Callable[[Path], io.BufferedIOBase]] = {
     b"\xfd7zXZ\x00": lzma.LZMAFile,
     b"\x1f\x8b": gzip.GzipFile,
@@ -75,7 +81,7 @@ def list_files(source: Path, scratch: Path) -> Listing:
     if opener is not None:
         archive = scratch / "source.tar"
         _unpack(source, opener, archive)
-    if not tarfile.is_tarfile(archive):
+    if not _is_tar(archive):
         raise SettingsError(
             f"{source} is neither a folder nor a tar archive",
             hint="unpack it and name the folder of class folders",
@@ -153,17 +159,44 @@ def _list_folder(listing: Listing, path: str, prefix: str) -> None:
             listing.left_out.append(LeftOut(name, "not a regular file"))
 
 
+class _HeaderReader(io.BufferedReader):
+    """A tar for tarfile, which takes the length of a header from the header; ``allowance`` bytes may be read."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self.allowance = _LONGEST_HEADER
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read; raises ValueError beyond the allowance."""
+        if size is None or not 0 <= size <= self.allowance:
+            raise ValueError(f"a header of more than {_LONGEST_HEADER} bytes")
+        self.allowance -= size
+        return super().read(size)
+
+
+def _is_tar(path: Path) -> bool:
+    with _HeaderReader(path) as stream:
+        try:
+            tarfile.open(fileobj=stream, mode="r:").close()
+        except tarfile.TarError:
+            return False
+        except _GARBLED as error:
+            raise _damaged(path, 0) from error
+    return True
+
+
 def _walk_tar(listing: Listing, path: Path, start: int, end: int, prefix: str) -> Iterator[tuple[str, Member]]:
     """The regular files of the tar that lies at ``start`` to ``end`` of a file."""
-    with path.open("rb") as stream:
+    with _HeaderReader(path) as stream:
         stream.seek(start)
         try:
             with tarfile.open(fileobj=stream, mode="r:") as tar:
                 while (info := tar.next()) is not None and info.offset < end:
                     # TarFile keeps every header it has seen; of a million they would fill the memory.
                     vars(tar)["members"].clear()
-                    # A negative size may lead back to the same header, for ever.
-                    if info.size < 0 or tar.offset <= info.offset:
+                    stream.allowance = _LONGEST_HEADER
+                    # A negative size may lead back to the same header for ever, a huge one where no file ends.
+                    if info.size < 0 or not info.offset < tar.offset < end + tarfile.BLOCKSIZE:
                         raise _damaged(path, info.offset)
                     name = _safe_name(info.name)
                     if name is None:
@@ -177,10 +210,11 @@ def _walk_tar(listing: Listing, path: Path, start: int, end: int, prefix: str) -
                     else:
                         yield prefix + name, Member(str(path), info.offset_data, info.size)
                 stop = tar.offset
-        except tarfile.TarError as error:
+        except _GARBLED as error:
             raise _damaged(path, stream.tell()) from error
         # tarfile ends silently at a header that it cannot read; a real end is zeros or the end of the file.
         stream.seek(stop)
+        stream.allowance = tarfile.BLOCKSIZE
         if stop < end and stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
             raise _damaged(path, stop)
 
