@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import psutil
@@ -15,7 +16,7 @@ import pytest
 import simplejpeg
 
 from fourstage.errors import FourstageError, SettingsError, StoreError
-from fourstage.store import open_store
+from fourstage.store import open_store, writer
 from fourstage.store.batches import Task, make_batches
 from fourstage.store.prepare import prepare
 from fourstage.store.progress import Progress
@@ -119,7 +120,7 @@ def test_an_unfinished_prepare_is_not_mixed_with_another(source: Path, tmp_path:
 
     with pytest.raises(KeyboardInterrupt):
         prepare(source, store, size=32, workers=1, shard_bytes=SMALL_SHARDS, progress=interrupt)
-    with pytest.raises(SettingsError, match=r"another size.*delete"):
+    with pytest.raises(SettingsError, match=r"another size.*delete \S*/store to begin"):
         prepare(source, store, size=16, workers=1, shard_bytes=SMALL_SHARDS)
     with pytest.raises(StoreError, match="no finished store"):
         open_store(store)
@@ -257,6 +258,21 @@ def test_a_full_disk_is_an_error_with_a_way_on(source: Path, tmp_path: Path, mon
         with pytest.raises(FourstageError, match=r"No space left.*same command"):
             prepare(source, tmp_path / "store", size=16, workers=1)
     assert prepare(source, tmp_path / "store", size=16, workers=1).images == 451
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failure_between_a_shard_and_its_part_was_the_end_of_the_store(
+    failure: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, store = write_folder(tmp_path / "source", class_files({"ant": 2})), tmp_path / "store"
+    with monkeypatch.context() as patched:
+        patched.setattr(writer, "write_part", Mock(side_effect=failure))
+        with pytest.raises((FourstageError, KeyboardInterrupt)):
+            prepare(few, store, size=16, workers=1)
+    assert (store / "train-000000.tar").exists()
+    assert prepare(few, store, size=16, workers=1).images == 2
+    assert verify(store).ok
+    assert not list(store.glob(".prepare-*"))
 
 
 def test_quality_and_size_are_what_was_asked_for(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ class Part:
 def workspace(store: Path, split: str) -> Iterator[Path]:
     """The store's folder, locked, and in it the folder of work for a split; both made if need be.
 
-    An error before the first shard is finished leaves nothing behind. Raises SettingsError where the folder
+    An error before the first shard is in the store leaves nothing behind. Raises SettingsError where the folder
     cannot be written or holds something else, StoreError where another prepare is at work in it.
     """
     fresh = not store.exists()
@@ -71,7 +71,9 @@ def workspace(store: Path, split: str) -> Iterator[Path]:
         try:
             yield work
         except BaseException:
-            if not any(work.glob("*.npz")):
+            # A shard lies in the store before its part does, and there only the folder of work says whose it is.
+            begun = (work / _PLAN_NAME).exists() and any(store.glob(f"{split}-*.tar"))
+            if not begun and not any(work.glob("*.npz")):
                 shutil.rmtree(work)
                 if not entries:
                     (store / LOCK_NAME).unlink()
@@ -91,9 +93,11 @@ def check_plan(work: Path, plan: dict[str, Any]) -> None:
         earlier: dict[str, Any] = json.loads(path.read_bytes())
         changed = [name for name in plan if earlier.get(name) != plan[name]]
         if changed:
+            # Shards without their folder of work or a manifest would be taken for something else's.
+            unfinished = work if (work.parent / MANIFEST_NAME).exists() else work.parent
             raise SettingsError(
                 f"{work.parent} holds an unfinished prepare with another {' and '.join(changed)}",
-                hint=f"give the same settings to go on, or delete {work} to begin again",
+                hint=f"give the same settings to go on, or delete {unfinished} to begin again",
             )
     write_file(path, text.encode("ascii"))
 
@@ -140,3 +144,4 @@ def discard_parts(work: Path) -> None:
     """Forget what was finished: the next prepare begins again."""
     for path in work.glob("*.npz"):
         path.unlink()
+    (work / _PLAN_NAME).unlink(missing_ok=True)
