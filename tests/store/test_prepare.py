@@ -128,6 +128,21 @@ def test_an_unfinished_prepare_is_not_mixed_with_another(source: Path, tmp_path:
     assert verify(store).ok
 
 
+def test_an_unfinished_prepare_was_mixed_with_pictures_of_the_same_names_from_another_folder(tmp_path: Path) -> None:
+    first = write_folder(tmp_path / "first", class_files({"ant": 130}))
+    other = write_folder(tmp_path / "other", class_files({"ant": 130}, seed=500))
+
+    def interrupt(progress: Progress) -> None:
+        if progress.done > 64:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(first, tmp_path / "store", size=16, workers=1, shard_bytes=1, progress=interrupt)
+    with pytest.raises(SettingsError, match="another source"):
+        prepare(other, tmp_path / "store", size=16, workers=1, shard_bytes=1)
+    assert prepare(first, tmp_path / "store", size=16, workers=1, shard_bytes=1).resumed == 64
+
+
 def test_progress_counts_every_image_and_byte(source: Path, tmp_path: Path) -> None:
     seen: list[Progress] = []
     report = prepare(source, tmp_path / "store", size=16, workers=1, progress=seen.append)

@@ -43,6 +43,9 @@ class Member(NamedTuple):
     path: str
     offset: int
     size: int
+    state: tuple[int, int] = (0, 0)
+    """Of a file of its own, which has no place in an archive to know it by: its bytes, and when they last changed
+    (nanoseconds)."""
 
 
 class LeftOut(NamedTuple):
@@ -147,13 +150,13 @@ def _list_folder(listing: Listing, path: str, prefix: str) -> None:
             _list_folder(listing, entry.path, f"{name}/")
             continue
         try:
-            mode = entry.stat().st_mode
+            status = entry.stat()
         except OSError as error:
             listing.left_out.append(LeftOut(name, f"cannot be opened: {error.strerror}"))
             continue
-        if stat.S_ISREG(mode):
-            listing.add(name, Member(entry.path, 0, WHOLE))
-        elif stat.S_ISDIR(mode):
+        if stat.S_ISREG(status.st_mode):
+            listing.add(name, Member(entry.path, 0, WHOLE, (status.st_size, status.st_mtime_ns)))
+        elif stat.S_ISDIR(status.st_mode):
             listing.left_out.append(LeftOut(name, "a link to a folder, not followed"))
         else:
             listing.left_out.append(LeftOut(name, "not a regular file"))

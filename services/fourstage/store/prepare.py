@@ -201,7 +201,8 @@ def _plan(job: _Job) -> dict[str, str | int]:
     for name in job.classes:
         digest.update(f"{name!r}\n".encode())
     for image in job.images:
-        digest.update(f"{image.key} {image.label!r} {image.member.offset} {image.member.size}\n".encode())
+        _, offset, size, state = image.member
+        digest.update(f"{image.key} {image.label!r} {offset} {size} {state}\n".encode())
     return {
         "source": digest.hexdigest(),
         "size": job.size,
