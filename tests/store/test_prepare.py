@@ -22,7 +22,7 @@ from fourstage.store.prepare import prepare
 from fourstage.store.progress import Progress
 from fourstage.store.verify import verify
 from tests.pipeline.harness import eventually
-from tests.store.pictures import class_files, encoded, folder_bytes, pixels, write_folder
+from tests.store.pictures import class_files, encoded, folder_bytes, pixels, tar_bytes, write_folder
 
 SMALL_SHARDS = 100_000
 SCRIPT = """
@@ -288,6 +288,37 @@ def test_a_failure_between_a_shard_and_its_part_was_the_end_of_the_store(
     assert prepare(few, store, size=16, workers=1).images == 2
     assert verify(store).ok
     assert not list(store.glob(".prepare-*"))
+
+
+def test_links_in_a_foreign_unfinished_store_were_written_through(tmp_path: Path) -> None:
+    source = tmp_path / "source.tar.gz"
+    source.write_bytes(tar_bytes(class_files({"ant": 2}), "w:gz"))
+    mine = tmp_path / "mine"
+    mine.write_bytes(b"mine")
+    store, work = tmp_path / "store", tmp_path / "store" / ".prepare-train"
+    work.mkdir(parents=True)
+    in_store = ("store.json", "statistics.npz", "train.index", "left-out.jsonl", "train-000000.idx")
+    for path in (
+        *(store / f"{name}.tmp" for name in in_store),
+        *(work / name for name in ("plan.tmp", "part.tmp", "shard.tar", "source.tar")),
+    ):
+        path.symlink_to(mine)
+    prepare(source, store, size=16, workers=1)
+    assert mine.read_bytes() == b"mine"
+    assert verify(store).ok
+
+
+@pytest.mark.parametrize("name", [".lock", ".prepare-train"])
+def test_a_lock_or_folder_of_work_that_was_a_link_was_followed(name: str, tmp_path: Path) -> None:
+    few, store = write_folder(tmp_path / "source", class_files({"ant": 2})), tmp_path / "store"
+    elsewhere = tmp_path / "elsewhere"
+    store.mkdir()
+    if name == ".prepare-train":
+        elsewhere.mkdir()
+    (store / name).symlink_to(elsewhere)
+    with pytest.raises(SettingsError, match="is a link"):
+        prepare(few, store, size=16, workers=1)
+    assert not elsewhere.exists() or not list(elsewhere.iterdir())
 
 
 def test_quality_and_size_are_what_was_asked_for(tmp_path: Path) -> None:

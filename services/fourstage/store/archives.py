@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fourstage.errors import SettingsError, StoreError
+from fourstage.store.files import create_file
 
 WHOLE = -1
 """The size of a member that is a file of its own: to be read to its end."""
@@ -126,7 +127,7 @@ def _decompressor(source: Path) -> Callable[[Path], io.BufferedIOBase] | None:
 
 def _unpack(source: Path, opener: Callable[[Path], io.BufferedIOBase], target: Path) -> None:
     try:
-        with opener(source) as packed, target.open("wb") as plain:
+        with opener(source) as packed, create_file(target) as plain:
             shutil.copyfileobj(packed, plain, 1 << 20)
     except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None:

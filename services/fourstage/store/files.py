@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from io import BufferedReader
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
 
 RESTORE = "restore the store from a copy or prepare it again"
@@ -25,10 +25,16 @@ def file_length(stream: BufferedReader) -> int:
     return os.fstat(stream.fileno()).st_size
 
 
+def create_file(path: Path) -> BufferedWriter:
+    """Open a new file for writing in place of what is there, be it a link to elsewhere; raises OSError."""
+    path.unlink(missing_ok=True)
+    return path.open("xb")
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write beside the target, flush to disk, rename over it; raises OSError."""
     temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as stream:
+    with create_file(temporary) as stream:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())

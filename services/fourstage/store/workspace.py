@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fourstage.errors import SettingsError, StoreError
 from fourstage.store.archives import LeftOut
-from fourstage.store.files import write_file
+from fourstage.store.files import create_file, write_file
 from fourstage.store.index import RECORD
 from fourstage.store.manifest import MANIFEST_NAME
 from fourstage.store.sums import Sums
@@ -49,13 +49,19 @@ def workspace(store: Path, split: str) -> Iterator[Path]:
     """The store's folder, locked, and in it the folder of work for a split; both made if need be.
 
     An error before the first shard is in the store leaves nothing behind. Raises SettingsError where the folder
-    cannot be written or holds something else, StoreError where another prepare is at work in it.
+    cannot be written, holds something else or leads elsewhere by a link, StoreError where another prepare is at
+    work in it.
     """
     fresh = not store.exists()
     work = store / f"{_WORK}{split}"
+    for path in (store / LOCK_NAME, work):
+        if path.is_symlink():
+            raise SettingsError(
+                f"{path} is a link, and would be written through", hint="delete it, or name another STORE"
+            )
     try:
         store.mkdir(parents=True, exist_ok=True)
-        lock = os.open(store / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        lock = os.open(store / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise SettingsError(f"cannot write to {store}: {error.strerror}", hint="name another STORE") from error
     try:
@@ -109,7 +115,7 @@ def write_part(work: Path, number: int, part: Part) -> None:
     texts = {"bytes": part.bytes, "sources": part.sources, "xxh3_128": part.xxh3_128}
     notes = json.dumps(texts | {"keys": part.keys, "left_out": part.left_out}).encode("ascii")
     arrays: dict[str, Any] = {} if part.sums is None else part.sums.arrays()
-    with temporary.open("wb") as stream:
+    with create_file(temporary) as stream:
         np.savez(
             stream,
             allow_pickle=False,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fourstage.store.archives import LeftOut
 from fourstage.store.batches import Batch
-from fourstage.store.files import move_file, write_file
+from fourstage.store.files import create_file, move_file, write_file
 from fourstage.store.shards import END, dali_index, shard_name
 from fourstage.store.sums import Sums
 from fourstage.store.workspace import Part, write_part
@@ -25,7 +25,7 @@ class ShardWriter:
         self._work = work
         self._number = number
         self._path = work / "shard.tar"
-        self._stream = self._path.open("wb")
+        self._stream = create_file(self._path)
         self._digest = xxhash.xxh3_128()
         self._records: list[NDArray[np.void]] = []
         self._keys: list[str] = []
