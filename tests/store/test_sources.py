@@ -292,3 +292,19 @@ def test_headers_of_headers_in_a_tar_were_an_internal_error(tmp_path: Path) -> N
     source.write_bytes(_header("cat/a.jpg", 0) + 900 * long_name + _header("cat/b.jpg", 0) + bytes(1024))
     with pytest.raises(StoreError, match="damaged"):
         list_files(source, tmp_path)
+
+
+def test_a_folder_of_more_levels_than_calls_was_an_internal_error(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    levels = [source, *(Path(f"{source}{depth * '/d'}") for depth in range(1, 1201))]
+    for folder in levels:
+        folder.mkdir()
+    picture = levels[-1] / "a.jpg"
+    picture.write_bytes(encoded(pixels(1)))
+    try:
+        assert made(source, tmp_path / "store") == ["d/a"]
+    finally:
+        # Whoever tidies up after the test may well go down by calls.
+        picture.unlink()
+        for folder in reversed(levels):
+            folder.rmdir()

@@ -78,7 +78,7 @@ def list_files(source: Path, scratch: Path) -> Listing:
     """
     listing = Listing()
     if source.is_dir():
-        _list_folder(listing, str(source), "")
+        _list_folder(listing, str(source))
         return listing
     archive = source
     opener = _decompressor(source)
@@ -137,30 +137,37 @@ def _unpack(source: Path, opener: Callable[[Path], io.BufferedIOBase], target: P
         ) from error
 
 
-def _list_folder(listing: Listing, path: str, prefix: str) -> None:
-    try:
-        with os.scandir(path) as scan:
-            entries = sorted(scan, key=lambda entry: entry.name)
-    except OSError as error:
-        listing.left_out.append(LeftOut(prefix, f"cannot read the folder: {error.strerror}"))
-        return
-    for entry in entries:
-        name = prefix + entry.name
-        if entry.is_dir(follow_symlinks=False):
-            listing.folders.add(name)
-            _list_folder(listing, entry.path, f"{name}/")
-            continue
+def _list_folder(listing: Listing, source: str) -> None:
+    folders = [(source, "")]
+    while folders:
+        path, prefix = folders.pop()
         try:
-            status = entry.stat()
+            with os.scandir(path) as scan:
+                entries = list(scan)
         except OSError as error:
-            listing.left_out.append(LeftOut(name, f"cannot be opened: {error.strerror}"))
+            listing.left_out.append(LeftOut(prefix, f"cannot read the folder: {error.strerror}"))
             continue
-        if stat.S_ISREG(status.st_mode):
-            listing.add(name, Member(entry.path, 0, WHOLE, (status.st_size, status.st_mtime_ns)))
-        elif stat.S_ISDIR(status.st_mode):
-            listing.left_out.append(LeftOut(name, "a link to a folder, not followed"))
-        else:
-            listing.left_out.append(LeftOut(name, "not a regular file"))
+        for entry in entries:
+            name = prefix + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                listing.folders.add(name)
+                folders.append((entry.path, f"{name}/"))
+            else:
+                _list_file(listing, name, entry)
+
+
+def _list_file(listing: Listing, name: str, entry: os.DirEntry[str]) -> None:
+    try:
+        status = entry.stat()
+    except OSError as error:
+        listing.left_out.append(LeftOut(name, f"cannot be opened: {error.strerror}"))
+        return
+    if stat.S_ISREG(status.st_mode):
+        listing.add(name, Member(entry.path, 0, WHOLE, (status.st_size, status.st_mtime_ns)))
+    elif stat.S_ISDIR(status.st_mode):
+        listing.left_out.append(LeftOut(name, "a link to a folder, not followed"))
+    else:
+        listing.left_out.append(LeftOut(name, "not a regular file"))
 
 
 class _HeaderReader(io.BufferedReader):
