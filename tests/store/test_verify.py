@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +158,21 @@ def test_a_signed_offset_in_a_shard_said_to_be_huge_was_read_to(foreign: Path) -
     path.write_bytes(data)
     _sign(foreign, bytes=2**63)
     assert any("it does not begin where" in problem for problem in verify(foreign).problems)
+
+
+def test_a_signed_jpeg_of_gigabytes_in_a_shard_full_of_holes_was_read(foreign: Path) -> None:
+    path = foreign / "train.index"
+    data = bytearray(path.read_bytes())
+    np.frombuffer(data, RECORD, 136, 64)[3]["size"] = 2**32 - 1
+    path.write_bytes(data)
+    os.truncate(foreign / "train-000000.tar", 1 << 40)
+    _sign(foreign, bytes=1 << 40)
+    tracemalloc.start()
+    try:
+        assert any("more than its pixels can make" in problem for problem in verify(foreign).problems)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_signed_number_of_images_that_is_not_that_of_the_index_was_called_whole(foreign: Path) -> None:

@@ -81,9 +81,9 @@ def read_manifest(store: Path) -> Manifest:
     path = store / MANIFEST_NAME
     try:
         with open_regular(path) as stream:
-            if file_length(stream) > _LONGEST:
+            if (length := file_length(stream)) > _LONGEST:
                 raise ValueError(f"more than {_LONGEST} bytes")
-            values = json.loads(stream.read(_LONGEST))
+            values = json.loads(stream.read(length))
     except FileNotFoundError as error:
         raise StoreError(
             f"{store} is no finished store: it has no {MANIFEST_NAME}",

@@ -116,6 +116,8 @@ class _Check:
 
     def _shard(self, shard: ShardEntry, index: Index, first: int, last: int) -> None:
         digest = xxhash.xxh3_128()
+        # What libjpeg-turbo sets aside for 4:2:0; its blocks are of 16 pixels.
+        longest = 3 * (self.manifest.size + -self.manifest.size % 16) ** 2 + 2048
         with open_regular(self.path / shard.name) as stream:
             if (length := file_length(stream)) != shard.bytes:
                 self.problems.append(f"{shard.name} has {length} bytes instead of {shard.bytes}")
@@ -126,6 +128,9 @@ class _Check:
                 key = index.key(position)
                 if not BLOCK <= header <= _LONGEST_HEADER:
                     self.problems.append(f"{shard.name}: {key}: it does not begin where the sample before it ends")
+                    return
+                if size > longest:
+                    self.problems.append(f"{shard.name}: {key}: {size} bytes are more than its pixels can make")
                     return
                 # The class number has as long a header as the JPEG, and its digits fill one block.
                 stretch = stream.read(2 * header + size + -size % BLOCK + BLOCK)
