@@ -26,8 +26,8 @@ from fourstage.store.manifest import read_manifest
 from fourstage.store.prepare import prepare
 from fourstage.store.progress import Progress
 from fourstage.trainer import checkpoint
-from fourstage.trainer.evaluate import ErrorRates
 from fourstage.trainer.networks import build_network
+from fourstage.trainer.rates import ErrorRates
 from tests.evaluation.conftest import Examined
 from tests.pipeline.harness import SIZE, fourstage, write_photographs
 from tests.streams import Expected

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fourstage.trainer.evaluate import ErrorRates, Errors, mean_cross_entropy
+from fourstage.trainer.evaluate import Errors, mean_cross_entropy
+from fourstage.trainer.rates import ErrorRates
 
 CPU = torch.device("cpu")
 

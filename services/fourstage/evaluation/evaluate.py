@@ -17,7 +17,8 @@ from fourstage.store import Store, open_store
 from fourstage.store.manifest import Manifest, read_manifest
 from fourstage.store.progress import Progress, ProgressCallback
 from fourstage.stream import BatchStream
-from fourstage.trainer.evaluate import ErrorRates, Errors
+from fourstage.trainer.evaluate import Errors
+from fourstage.trainer.rates import ErrorRates
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from fourstage import rundir
 from fourstage.errors import FourstageError, SettingsError
 from fourstage.evaluation.counts import confusion, errors_by_class, wilson_interval
 from fourstage.evaluation.evaluate import Evaluation
-from fourstage.trainer.evaluate import ErrorRates
+from fourstage.trainer.rates import ErrorRates
 
 FOLDER = "evaluation"
 EVALUATION, CLASSES, CONFUSION, PREDICTIONS = "evaluation.json", "classes.csv", "confusion.csv", "predictions.csv"

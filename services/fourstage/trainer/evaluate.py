@@ -1,36 +1,10 @@
 """Loss and error rates, added up on the device."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-_TOP = 5
-
-
-@dataclass(frozen=True, slots=True)
-class ErrorRates:
-    """Cross-entropy in nats; shares (0 to 1) of samples whose label is not the first, not in the first 5."""
-
-    samples: int
-    loss: float
-    top1_error: float
-    top5_error: float | None
-    """None below six classes, where the first five say nothing."""
-
-    @classmethod
-    def of(cls, totals: Tensor, classes: int) -> "ErrorRates | None":
-        """From (4,) ``Errors.totals``, of one process or added up over several; None where nothing was counted."""
-        samples, loss, top1, top5 = totals.tolist()
-        if samples == 0:
-            return None
-        return cls(
-            samples=int(samples),
-            loss=loss / samples,
-            top1_error=top1 / samples,
-            top5_error=top5 / samples if classes > _TOP else None,
-        )
+from fourstage.trainer.rates import TOP, ErrorRates
 
 
 def mean_cross_entropy(logits: Tensor, labels: Tensor, *, batch_size: int) -> Tensor:
@@ -64,8 +38,8 @@ class Errors:
         self.totals[0] += labels.shape[0]
         self.totals[1] += functional.cross_entropy(logits, labels, reduction="sum")
         self.totals[2] += (rank >= 1).sum()
-        self.totals[3] += (rank >= _TOP).sum()
+        self.totals[3] += (rank >= TOP).sum()
 
     def result(self) -> ErrorRates | None:
         """The rates of all that was added; None where nothing was. Waits for the device."""
-        return ErrorRates.of(self.totals, self._classes)
+        return ErrorRates.of(self.totals.tolist(), self._classes)

@@ -11,10 +11,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fourstage.settings import Settings
 from fourstage.trainer.columns import slice_of, whole
-from fourstage.trainer.evaluate import ErrorRates, Errors, mean_cross_entropy
+from fourstage.trainer.evaluate import Errors, mean_cross_entropy
 from fourstage.trainer.group import Group
 from fourstage.trainer.networks import DropoutKey, build_network
 from fourstage.trainer.optimizer import MomentumSGD
+from fourstage.trainer.rates import NOTHING, Totals
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 Read: TypeAlias = Callable[[Tensors, Tensors], None]
@@ -30,8 +31,14 @@ class Learner(Protocol):
     def test(self, images: Tensor, labels: Tensor) -> None:
         """Count one batch's errors."""
 
-    def rates(self) -> ErrorRates | None:
-        """Loss and errors of everything trained on or tested since the last call, by all trainers together."""
+    def begin_epoch(self, trained: Totals = NOTHING) -> None:
+        """Count what is trained on from here, or after what all trainers together had counted before."""
+
+    def trained(self) -> Totals:
+        """What was trained on in this epoch, by all trainers together; all of them call it."""
+
+    def tested(self) -> Totals:
+        """What was tested since the last call, by all trainers together; all of them call it."""
 
     def state(self) -> tuple[Tensors, Tensors]:
         """Whole tensors of network and optimizer, for the first trainer's checkpoint; all trainers call it."""
@@ -71,7 +78,7 @@ class NetworkLearner:
             self._network.compile()
         if group.replicas is not None:
             self._call = DistributedDataParallel(self._network, process_group=group.replicas)
-        self._errors = Errors(classes, device)
+        self._trained, self._tested = Errors(classes, device), Errors(classes, device)
 
     def train(self, images: Tensor, labels: Tensor, *, step: int, first_row: int, rows: int, rate: float) -> Tensor:
         """One step; this trainer's share of the mean loss, still on the device."""
@@ -84,7 +91,7 @@ class NetworkLearner:
             # DistributedDataParallel takes the mean over the replicas; the shares of one batch are to be added.
             (loss * self._group.layout.replicas).backward()  # type: ignore[no-untyped-call]
         self._optimizer.step(rate)
-        self._count(logits.detach(), labels)
+        self._count(self._trained, logits.detach(), labels)
         return loss.detach()
 
     @torch.no_grad()
@@ -93,13 +100,23 @@ class NetworkLearner:
         self._network.eval()
         with self._group.errors(), self._autocast():
             logits = self._network(images.to(self._dtype), None)
-        self._count(logits, labels)
+        self._count(self._tested, logits, labels)
 
-    def rates(self) -> ErrorRates | None:
-        """Loss and errors of everything trained on or tested since the last call, by all trainers together."""
-        total = self._group.total(self._errors.totals)
-        self._errors = Errors(self._classes, self._device)
-        return ErrorRates.of(total, self._classes)
+    def begin_epoch(self, trained: Totals = NOTHING) -> None:
+        """Count what is trained on from here. What was counted before is the first trainer's."""
+        self._trained = Errors(self._classes, self._device)
+        if self._group.layout.rank == 0:
+            self._trained.totals += torch.tensor(trained, dtype=torch.float64, device=self._device)
+
+    def trained(self) -> Totals:
+        """What was trained on in this epoch, by all trainers together; all of them call it."""
+        return self._together(self._trained)
+
+    def tested(self) -> Totals:
+        """What was tested since the last call, by all trainers together; all of them call it."""
+        totals = self._together(self._tested)
+        self._tested = Errors(self._classes, self._device)
+        return totals
 
     def state(self) -> tuple[Tensors, Tensors]:
         """Whole tensors of network and optimizer, for the first trainer's checkpoint; all trainers call it."""
@@ -134,9 +151,13 @@ class NetworkLearner:
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return mean_cross_entropy(logits, labels, batch_size=rows)
 
-    def _count(self, logits: Tensor, labels: Tensor) -> None:
+    def _count(self, errors: Errors, logits: Tensor, labels: Tensor) -> None:
         if not self._is_second:
-            self._errors.add(logits, labels)
+            errors.add(logits, labels)
+
+    def _together(self, errors: Errors) -> Totals:
+        samples, loss, top1, top5 = self._group.total(errors.totals).tolist()
+        return samples, loss, top1, top5
 
     @property
     def _is_second(self) -> bool:
@@ -163,9 +184,16 @@ class Drain:
     def test(self, images: Tensor, labels: Tensor) -> None:
         """Nothing to count."""
 
-    def rates(self) -> ErrorRates | None:
-        """There are none."""
-        return None
+    def begin_epoch(self, trained: Totals = NOTHING) -> None:
+        """Nothing to count."""
+
+    def trained(self) -> Totals:
+        """Nothing was counted."""
+        return NOTHING
+
+    def tested(self) -> Totals:
+        """Nothing was counted."""
+        return NOTHING
 
     def state(self) -> tuple[Tensors, Tensors]:
         """There are no tensors."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from fourstage import rundir
 from fourstage.metrics import BOTTLENECKS, RUN_STATES
 from fourstage.telemetry import StageMeter, Telemetry
-from fourstage.trainer.evaluate import ErrorRates
+from fourstage.trainer.rates import ErrorRates
 from fourstage.verdict import STAGE_NAMES, Reading, Shares, Verdict, judge, shares
 from fourstage.wire.messages import Stages, Usage
 

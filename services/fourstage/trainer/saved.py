@@ -24,6 +24,7 @@ from pydantic import TypeAdapter
 
 from fourstage.errors import CheckpointError
 from fourstage.rundir import CHECKPOINTS, sync_folder
+from fourstage.trainer.rates import NOTHING, Totals
 
 FORMAT = 1
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -66,6 +67,9 @@ class CheckpointState:
 
     budget: dict[str, Any] = field(default_factory=dict)
     """What was charged for samples that cannot be decoded."""
+
+    trained: Totals = NOTHING
+    """What all trainers together had counted of this epoch's training."""
 
 
 @dataclass(frozen=True, slots=True)

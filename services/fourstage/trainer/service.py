@@ -23,12 +23,12 @@ from fourstage.trainer.budget import nothing_left
 from fourstage.trainer.copy import CopyStage, DeviceBatch
 from fourstage.trainer.council import Decision, Vote, decide
 from fourstage.trainer.encoded import Decoding
-from fourstage.trainer.evaluate import ErrorRates
 from fourstage.trainer.finish import Finish
 from fourstage.trainer.group import Group
 from fourstage.trainer.inbox import StreamInfo
 from fourstage.trainer.intake import Intake
 from fourstage.trainer.learner import make_learner
+from fourstage.trainer.rates import ErrorRates
 from fourstage.trainer.receipt import Receipt, batch_digest, short_digests
 from fourstage.trainer.relay import Batches
 from fourstage.trainer.report import Report
@@ -115,7 +115,8 @@ class TrainerService:
         owed = state.unvalidated if state else []
         self._unvalidated = [None if rates is None else ErrorRates(**rates) for rates in owed]
         """The training error of an epoch that is over and whose validation was interrupted; else nothing."""
-        self._learner = make_learner(settings, classes=len(self._info.opened.classes), device=device, group=group)
+        self._classes = len(self._info.opened.classes)
+        self._learner = make_learner(settings, classes=self._classes, device=device, group=group)
         if saved is not None:
             fingerprint = self._info.opened.fingerprint
             pinned = pinned_settings(settings)
@@ -124,6 +125,7 @@ class TrainerService:
                     saved, model=model, optimizer=optimizer, store_fingerprint=fingerprint, settings=pinned
                 )
             )
+            self._learner.begin_epoch(saved.state.trained)
         if self._leads:
             planned = self._receipt.delivered + self._receipt.skipped if settings.receipt == "pixels" else 0
             over = self._receipt.epoch
@@ -196,7 +198,7 @@ class TrainerService:
         interrupted = self._step < end or bool(self._unvalidated)
         self._flush()
         if not interrupted and validated_at != self._step and self._step:
-            rates = self._learner.rates()
+            rates = self._training_rates()
             try:
                 self._report.epoch(self._receipt.epoch, rates, self._validate())
             except _InterruptedError:
@@ -307,7 +309,8 @@ class TrainerService:
 
     def _end_of_epoch(self) -> None:
         self._flush()
-        rates = self._learner.rates()
+        rates = self._training_rates()
+        self._learner.begin_epoch()
         for line in self._receipt.lines:
             self._report.receipt(line, self._batches.duplicates)
         self._receipt.lines.clear()
@@ -348,7 +351,11 @@ class TrainerService:
             self._validation_copy.recycle(item)
             self._passed(item, stream.spec.split, began, time.monotonic())
             stream.train_on(item.batch.seq)
-        return self._learner.rates()
+        return ErrorRates.of(self._learner.tested(), self._classes)
+
+    def _training_rates(self) -> ErrorRates | None:
+        """Of what was trained on in this epoch."""
+        return ErrorRates.of(self._learner.trained(), self._classes)
 
     # What is said of it
 
@@ -389,6 +396,7 @@ class TrainerService:
         # What the checkpoint counts must be there with it.
         self._report.flush(durable=True)
         model, optimizer = self._learner.state()
+        trained = self._learner.trained()
         if self._leads:
             state = checkpoint.CheckpointState(
                 step=self._step,
@@ -402,6 +410,7 @@ class TrainerService:
                 schedule=self._schedule.state(),
                 unvalidated=[None if rates is None else asdict(rates) for rates in self._unvalidated],
                 budget=self._skipping.state(),
+                trained=trained,
             )
             began = time.monotonic()
             checkpoint.save(
