@@ -113,3 +113,13 @@ def test_the_command_refuses_what_cannot_work(run_dir: Path, tmp_path_factory: p
         assert done.returncode == 2
         assert words in done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_request_that_is_looked_at_stays_until_it_is_done_with(run_dir: Path) -> None:
+    RATE.ask(run_dir, 0.5)
+    assert [RATE.look(run_dir), RATE.look(run_dir)] == [0.5, 0.5]
+    RATE.ask(run_dir, 0.003)
+    RATE.done(run_dir)
+    assert RATE.look(run_dir) == 0.003
+    RATE.done(run_dir)
+    assert RATE.look(run_dir) is None

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Generic, Literal, TypeVar
 
@@ -47,25 +48,39 @@ class Request(Generic[T]):
     def take(self, run_dir: Path) -> T | None:
         """What was asked for since the last call; None where nothing was. What is no request is logged and left out.
 
-        For one process of a run alone. Without a request it costs one look at the directory.
+        For one process of a run alone. Without a request it costs a look or two at the directory.
         """
-        taken = run_dir / f".{self.file}.taken"
+        asked = self.look(run_dir)
+        self.done(run_dir)
+        return asked
+
+    def look(self, run_dir: Path) -> T | None:
+        """As ``take``, but the request stays, for this process and the next one, until ``done``."""
+        looked_at = self._looked_at(run_dir)
+        # Renamed before it is read: a newer request that comes meanwhile is not removed with this one.
+        with suppress(FileNotFoundError):
+            (run_dir / self.file).rename(looked_at)
         try:
-            # Renamed before it is read: a newer request that comes meanwhile is not removed with this one.
-            (run_dir / self.file).rename(taken)
+            text = looked_at.read_bytes()
         except FileNotFoundError:
             return None
-        text = taken.read_bytes()
-        taken.unlink()
         try:
             return self._kind.validate_python(json.loads(text)[self._name], strict=True)
         except (ValueError, KeyError, TypeError):
             _log.warning("%s is no %s and was left out: %r", run_dir / self.file, self._name, text[:64])
+            self.done(run_dir)
             return None
+
+    def done(self, run_dir: Path) -> None:
+        """What ``look`` has found last is not asked for any more."""
+        self._looked_at(run_dir).unlink(missing_ok=True)
+
+    def _looked_at(self, run_dir: Path) -> Path:
+        return run_dir / f".{self.file}.taken"
 
 
 RATE: Request[float] = Request("rate", TypeAdapter(Rate), "a number from 0 to 100, such as 0.001")
-"""Another learning rate; the first trainer takes it."""
+"""Another learning rate; the first trainer looks at it, and is done with it once a checkpoint holds it."""
 
 SCALE: Request[int | Literal["auto"]] = Request(
     "scale",

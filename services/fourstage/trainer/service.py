@@ -181,14 +181,13 @@ class TrainerService:
             self._turn()
             item = self._copy.next(self._stop, self._while_waiting)
             decision = self._agree(item, self._info)
-            if decision.rate is not None:
-                self._schedule.set_by_hand(self._step, decision.rate, epoch=self._plan.place(self._step).epoch)
-                log.info("learning rate set by hand to %g before step %d", decision.rate, self._step + 1)
             if item is None or not decision.go:
                 break
-            began = time.monotonic()
-            self._report.waited(began - self._waiting_since, came=True)
-            self._train(item, decision, began, began - mark)
+            came = time.monotonic()
+            self._report.waited(came - self._waiting_since, came=True)
+            if decision.rate is not None:
+                self._set_by_hand(decision.rate)
+            self._train(item, decision, time.monotonic(), came - mark)
             if self._step % self._plan.batches_per_epoch == 0:
                 self._end_of_epoch()
                 validated_at = self._step
@@ -261,7 +260,16 @@ class TrainerService:
         if (now := time.monotonic()) < self._look_at:
             return None
         self._look_at = now + _LOOK_SECONDS
-        return RATE.take(self._run_dir)
+        return RATE.look(self._run_dir)
+
+    def _set_by_hand(self, rate: float) -> None:
+        """From the next step on. The request goes once a checkpoint holds it: who goes on finds one or the other."""
+        self._schedule.set_by_hand(self._step, rate, epoch=self._plan.place(self._step).epoch)
+        log.info("learning rate set by hand to %g before step %d", rate, self._step + 1)
+        self._saved_step = -1
+        self._save()
+        if self._leads:
+            RATE.done(self._run_dir)
 
     def _train(self, item: DeviceBatch, decision: Decision, began: float, waited: float) -> None:
         batch = item.batch
