@@ -189,10 +189,10 @@ class Lines:
         self._file: TextIO | None = path.open("a", encoding="utf-8") if path else None
 
     def add(self, value: dict[str, Any]) -> None:
-        """One line; it reaches the file with ``flush``."""
+        """One line; it reaches the file with ``flush``. Raises ValueError for a number that JSON has not."""
         if self._path and self._file:
             with _writing(self._path):
-                self._file.write(json.dumps(value) + "\n")
+                self._file.write(json.dumps(value, allow_nan=False) + "\n")
 
     def flush(self, *, durable: bool = False) -> None:
         """Hand what was added to the kernel: it survives this process; durable: a power cut too."""

@@ -308,11 +308,8 @@ class TrainerService:
             line, loss = self._pending
             self._pending = None
             value = None if loss is None else float(self._group.total(loss.double()))
-            if value is not None and not math.isfinite(value):
-                raise FourstageError(
-                    f"the loss of step {line['step']} is {value}: training has diverged",
-                    hint="lower train.learning_rate, or resume from the last checkpoint with another one",
-                )
+            if value is not None:
+                _check_finite(f"the loss of step {line['step']}", value)
             self._report.step(line.pop("step"), loss=value, **line)
 
     def _end_of_epoch(self) -> None:
@@ -340,7 +337,7 @@ class TrainerService:
             self._save()
 
     def _validate(self) -> ErrorRates | None:
-        """Raises _InterruptedError where the run is told to stop."""
+        """Raises _InterruptedError where the run is told to stop, FourstageError where the loss is no number."""
         if self._validation is None or self._validation_copy is None or self._validation_skipping is None:
             return None
         stream, info = self._validation
@@ -359,7 +356,10 @@ class TrainerService:
             self._validation_copy.recycle(item)
             self._passed(item, stream.spec.split, began, time.monotonic())
             stream.train_on(item.batch.seq)
-        return ErrorRates.of(self._learner.tested(), self._classes)
+        rates = ErrorRates.of(self._learner.tested(), self._classes)
+        if rates is not None:
+            _check_finite(f"the validation loss after step {self._step}", rates.loss)
+        return rates
 
     def _training_rates(self) -> ErrorRates | None:
         """Of what was trained on in this epoch."""
@@ -471,4 +471,12 @@ class TrainerService:
             label=batches.spec.split,
             copy_seconds=settings.train.copy_seconds,
             decoder=self._decoding.decoder() if self._decoding else None,
+        )
+
+
+def _check_finite(what: str, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise FourstageError(
+            f"{what} is {loss}: training has diverged",
+            hint="lower train.learning_rate, or resume from the last checkpoint with another one",
         )
