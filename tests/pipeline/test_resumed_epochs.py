@@ -47,3 +47,14 @@ def test_an_epoch_that_is_resumed_within_has_the_training_error_of_all_of_it(
     summary = complete_run(unvalidated, run_dir, *ARGUMENTS, "--resume")
     assert lines(run_dir / "epochs.jsonl") == lines(undisturbed / "epochs.jsonl")
     assert summary["final"] == json.loads((undisturbed / "summary.json").read_text())["final"]
+
+
+@pytest.mark.parametrize(("finished", "more"), [("undisturbed", []), ("half", ["--max-steps", str(PER_EPOCH + 2)])])
+def test_a_finished_run_that_is_resumed_says_the_same_of_its_epochs_again(
+    unvalidated: Path, tmp_path: Path, finished: str, more: list[str], request: pytest.FixtureRequest
+) -> None:
+    before: Path = request.getfixturevalue(finished)
+    run_dir = shutil.copytree(before, tmp_path / "run")
+    summary = complete_run(unvalidated, run_dir, *ARGUMENTS, *more, "--resume")
+    assert lines(run_dir / "epochs.jsonl") == lines(before / "epochs.jsonl")
+    assert summary["final"] == json.loads((before / "summary.json").read_text())["final"]

@@ -69,7 +69,8 @@ class Report:
         self._said = ("", began)
         """What the log was last told that the run waits for, and since when it is something else."""
         self._last: dict[str, Any] = {}
-        self._rates: dict[str, ErrorRates] = {}
+        self._rates: dict[str, dict[str, Any]] = _last_rates(run_dir) if run_dir else {}
+        """By split, of the last epoch, which may be over before this process began."""
         self._next_status = 0.0
         self.stages: Stages | None = None
         self.waiting = ""
@@ -137,15 +138,15 @@ class Report:
         for split, rates in (("train", train), ("val", validation)):
             if rates is None:
                 continue
-            self._rates[split] = rates
+            self._rates[split] = _plain(rates)
             self._telemetry.gauge("fourstage_error_ratio", split, "1").set(rates.top1_error)
             if rates.top5_error is not None:
                 self._telemetry.gauge("fourstage_error_ratio", split, "5").set(rates.top5_error)
         line = {
             "epoch": epoch,
             "step": self._last.get("step", self._first),
-            "train": _plain(train),
-            "val": _plain(validation),
+            "train": _plain(train) if train else None,
+            "val": _plain(validation) if validation else None,
         }
         self._epochs.add(line)
         self._epochs.flush()
@@ -190,8 +191,8 @@ class Report:
                 "epoch": self._last.get("epoch", 0),
                 "loss": self._last.get("loss"),
                 "learning_rate": self._last.get("learning_rate"),
-                "train": _plain(self._rates.get("train")),
-                "val": _plain(self._rates.get("val")),
+                "train": self._rates.get("train"),
+                "val": self._rates.get("val"),
                 "images_per_second": round(rate, 1),
                 "seconds": round(now - self._began, 1),
                 "seconds_left": round((self._end - step) / steps_per_second, 1) if steps_per_second else None,
@@ -229,7 +230,7 @@ class Report:
         reading = self._reading(time.monotonic())
         usages = {name: reading.of(name) for name in STAGE_NAMES}
         final_split = "val" if "val" in self._rates else "train"
-        final = self._rates.get(final_split)
+        unknown = {"loss": self._last.get("loss"), "top1_error": None, "top5_error": None}
         stages = self.stages
         rundir.write_json(
             self._run_dir / rundir.SUMMARY,
@@ -253,12 +254,8 @@ class Report:
                     "redispatched": stages.redispatched if stages else 0,
                     "duplicates_dropped": duplicates,
                 },
-                "final": {
-                    "split": final_split if final else None,
-                    "loss": final.loss if final else self._last.get("loss"),
-                    "top1_error": final.top1_error if final else None,
-                    "top5_error": final.top5_error if final else None,
-                },
+                "final": {"split": final_split if final_split in self._rates else None}
+                | self._rates.get(final_split, unknown),
                 "augmenters": stages.augmenters if stages else 0,
             }
             | ({"exchanged": exchanged} if exchanged else {}),
@@ -303,9 +300,12 @@ class Report:
             self._said = (verdict.what, now)
 
 
-def _plain(rates: ErrorRates | None) -> dict[str, Any] | None:
-    if rates is None:
-        return None
+def _last_rates(run_dir: Path) -> dict[str, dict[str, Any]]:
+    lines = rundir.read_lines(run_dir / rundir.EPOCHS)[-1:]
+    return {split: line[split] for line in lines for split in ("train", "val") if line.get(split)}
+
+
+def _plain(rates: ErrorRates) -> dict[str, Any]:
     return {"loss": rates.loss, "top1_error": rates.top1_error, "top5_error": rates.top5_error}
 
 

@@ -169,13 +169,11 @@ class TrainerService:
 
     def _run(self) -> str:
         end = self._info.opened.end
-        validated_at = None
         if self._unvalidated:
             rates, self._unvalidated = self._unvalidated[0], []
             # The checkpoint that we go on from does not know it yet.
             self._saved_step = -1
             self._close_epoch(rates)
-            validated_at = self._step
         while self._step < end:
             self._waiting_since = mark = time.monotonic()
             self._turn()
@@ -190,13 +188,12 @@ class TrainerService:
             self._train(item, decision, time.monotonic(), came - mark)
             if self._step % self._plan.batches_per_epoch == 0:
                 self._end_of_epoch()
-                validated_at = self._step
             elif decision.save:
                 self._save()
             self._tell("running")
         interrupted = self._step < end or bool(self._unvalidated)
         self._flush()
-        if not interrupted and validated_at != self._step and self._step:
+        if not interrupted and self._step % self._plan.batches_per_epoch:
             rates = self._training_rates()
             try:
                 self._report.epoch(self._receipt.epoch, rates, self._validate())
