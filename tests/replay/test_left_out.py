@@ -64,6 +64,21 @@ def test_the_sample_is_shown_with_the_reason(skipped: Path, key: str) -> None:
     assert "matches the receipt" in done.stdout
 
 
+def test_a_step_without_a_sample_is_the_same_where_the_run_went_on_without_leaving_any_out(
+    skipped: Path, tmp_path: Path
+) -> None:
+    resumed = shutil.copytree(skipped, tmp_path / "run")
+    text = (resumed / "settings.toml").read_text()
+    for skipping, failing in (('on_corrupt = "skip"', 'on_corrupt = "fail"'), ("corrupt_share = 0.1\n", "")):
+        assert text.count(skipping) == 1
+        text = text.replace(skipping, failing)
+    (resumed / "settings.toml").write_text(text)
+    done = fourstage("batch", str(STEP), "--run-dir", str(resumed))
+    assert done.returncode == 0, done.stderr
+    assert f"left out: row {ROW}" in done.stdout
+    assert "matches the receipt" in done.stdout
+
+
 def test_a_sample_that_was_left_out_and_can_be_decoded_here_is_a_difference(
     skipped: Path, store: Path, damaged: Path, tmp_path: Path
 ) -> None:

@@ -109,12 +109,13 @@ class Remaker:
         )  # fmt: skip
 
     def closed_up(self, batch: Remade, recorded: Collection[str]) -> Remade:
-        """The batch without what cannot be decoded, where the run's settings leave that out. Raises StoreError.
+        """The batch without what cannot be decoded, where the run leaves that out by its settings, or has by those that
+        it had before. Raises StoreError.
 
         recorded: keys that the run has left out. They are tried in a process of their own, for one may have killed
         those that decoded it.
         """
-        if self._settings.on_corrupt == "fail":
+        if self._settings.on_corrupt == "fail" and not recorded:
             return batch
         left_out: dict[int, str] = {}
         for first in range(0, len(batch.keys), _CHUNK):
