@@ -7,7 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import xxhash
 
+from fourstage.trainer.rates import NOTHING
+from fourstage.trainer.saved import read
 from tests.checkpoints.attempts import OLD, begin
 from tests.checkpoints.written import found, leftovers, write
 
@@ -50,6 +53,19 @@ def take_another_ones_model(path: Path) -> None:
 
 def take_another_ones_state(path: Path) -> None:
     (path / STATE).write_bytes((path.with_name("step-00000001") / STATE).read_bytes())
+
+
+def state_of_another_kind(**fields: object) -> Callable[[Path], None]:
+    """Fields that no trainer writes, in a document whose digests fit."""
+
+    def damage(path: Path) -> None:
+        document = json.loads((path / STATE).read_text())
+        document["state"].update(fields)
+        body = {name: document[name] for name in ("state", "files")}
+        text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+        (path / STATE).write_text(json.dumps(document | {"xxh3_128": xxhash.xxh3_128_hexdigest(text.encode())}))
+
+    return damage
 
 
 def be_another_one(path: Path) -> None:
@@ -104,6 +120,10 @@ DAMAGES = [
     be_another_one, go_on_from_elsewhere, name_other_files, nest_deeply, be_no_object, be_a_folder, be_a_fifo,
     be_a_file, be_unreadable_text,
 ]  # fmt: skip
+OF_ANOTHER_KIND: list[dict[str, object]] = [
+    {"unvalidated": [{"x": 1}]}, {"unvalidated": [None, None]}, {"unvalidated": [3]}, {"identity": "zz"},
+    {"identity": "abc"}, {"trained": [1.0, 2.0]}, {"trained": [-1.0, 0.0, 0.0, 0.0]}, {"trained": ["x", 0.0, 0.0, 0.0]},
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -121,6 +141,25 @@ def test_an_older_one_is_taken_and_the_log_names_what_was_passed_over(
     assert found(run) == "step 3"
     assert "passed over" not in caplog.text
     assert len(list((run / "checkpoints").iterdir())) == 2
+
+
+@pytest.mark.parametrize("fields", OF_ANOTHER_KIND, ids=str)
+def test_a_state_whose_digest_fits_and_that_no_trainer_writes_is_passed_over(
+    tmp_path: Path, fields: dict[str, object]
+) -> None:
+    run = begin(tmp_path)
+    state_of_another_kind(**fields)(write(run, 2))
+    assert found(run) == OLD
+
+
+def test_a_state_from_before_an_epochs_sums_were_kept_is_read_as_one_that_has_none(tmp_path: Path) -> None:
+    path = write(tmp_path, 2)
+    document = json.loads((path / STATE).read_text())
+    del document["state"]["trained"]
+    (path / STATE).write_text(json.dumps(document))
+    state_of_another_kind()(path)
+    assert found(tmp_path) == "step 2"
+    assert read(path).state.trained == NOTHING
 
 
 @pytest.mark.parametrize("damage", [empty, lose_every_file, go_on_from_elsewhere])

@@ -16,7 +16,7 @@ STATE = CheckpointState(
     epoch_samples=0,
     receipt={"digest": "", "delivered": 0},
     store_fingerprint="store",
-    identity="golden",
+    identity="901d",
     settings={"batch_size": 8},
 )
 

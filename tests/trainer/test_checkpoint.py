@@ -27,7 +27,7 @@ STATE = CheckpointState(
     epoch_samples=384,
     receipt={"digest": "00ff", "delivered": 896, "last": None, "share": 0.5, "whole": True},
     store_fingerprint="store-a",
-    identity="golden-a",
+    identity="901d",
     settings={"batch_size": 128, "model": {"name": "cifar"}, "drops": [25, 51]},
 )
 
@@ -70,7 +70,7 @@ def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
         model=model,
         optimizer=optimizer,
         store_fingerprint="store-a",
-        identity="golden-a",
+        identity="901d",
         settings={"batch_size": 128, "drops": (25, 51)},
     )
     for name, value in tensors(7.0).items():
@@ -183,7 +183,7 @@ def test_another_format_is_not_taken_for_torn(tmp_path: Path) -> None:
     ("given", "named"),
     [
         ({"store_fingerprint": "store-b"}, "store-b.*store-a"),
-        ({"identity": "golden-b"}, "golden-b.*golden-a"),
+        ({"identity": "golden-b"}, "golden-b.*901d"),
         ({"settings": {"batch_size": 64}}, "batch_size is 64, it was 128"),
         ({"settings": {"seed": 1}}, "seed is 1, it was not set"),
         ({"model": {"conv1.bias": torch.zeros(2)}}, "conv1.weight is absent"),

@@ -17,14 +17,14 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import xxhash
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from fourstage.errors import CheckpointError
 from fourstage.rundir import CHECKPOINTS, sync_folder
-from fourstage.trainer.rates import NOTHING, Totals
+from fourstage.trainer.rates import NOTHING, ErrorRates, Totals
 
 FORMAT = 1
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -52,8 +52,8 @@ class CheckpointState:
     """The receipt's digest chain and counts."""
 
     store_fingerprint: str
-    identity: str
-    """The digest of the golden decode, draws and transform of the workers that made the pixels."""
+    identity: Annotated[str, Field(pattern="^([0-9a-f]{2})*$")]
+    """The digest of the golden decode, draws and transform of the workers that made the pixels, in hexadecimal."""
 
     settings: dict[str, Any]
     """What must be the same when the run goes on."""
@@ -61,7 +61,7 @@ class CheckpointState:
     schedule: dict[str, Any] = field(default_factory=dict)
     """Where the learning rate stood, with its changes by hand."""
 
-    unvalidated: list[dict[str, Any] | None] = field(default_factory=list)
+    unvalidated: Annotated[list[ErrorRates | None], Field(max_length=1)] = field(default_factory=list)
     """The training error, or None where none is counted, of an epoch that is over and whose validation was
     interrupted: the run that goes on begins with it. Empty where there is none."""
 

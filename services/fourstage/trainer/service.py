@@ -5,7 +5,6 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +111,7 @@ class TrainerService:
             self._validation_skipping = self._skipping_of(settings.validation_split, self._validation[1], {})
         self._receipt = Receipt.from_state(state.receipt, settings.receipt) if state else Receipt(settings.receipt)
         self._schedule = Schedule.from_state(settings.train, state.schedule if state else {})
-        owed = state.unvalidated if state else []
-        self._unvalidated = [None if rates is None else ErrorRates(**rates) for rates in owed]
+        self._unvalidated = list(state.unvalidated) if state else []
         """The training error of an epoch that is over and whose validation was interrupted; else nothing."""
         self._classes = len(self._info.opened.classes)
         self._learner = make_learner(settings, classes=self._classes, device=device, group=group)
@@ -413,7 +411,7 @@ class TrainerService:
                 identity=self._batches.identity.hex(),
                 settings=pinned_settings(self._settings),
                 schedule=self._schedule.state(),
-                unvalidated=[None if rates is None else asdict(rates) for rates in self._unvalidated],
+                unvalidated=self._unvalidated,
                 budget=self._skipping.state(),
                 trained=trained,
             )
