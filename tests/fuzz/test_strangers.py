@@ -221,7 +221,7 @@ def test_labels_of_a_stranger_are_read_or_refused(tmp_path: Path) -> None:
 def _checkpoint(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
     tensors = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.zeros(3)}
     state = checkpoint.CheckpointState(
-        step=3, next_seq=3, epoch=0, epoch_samples=12, receipt={"digest": "00"}, store_fingerprint="f", identity="i",
+        step=3, next_seq=3, epoch=0, epoch_samples=12, receipt={"digest": "00"}, store_fingerprint="f", identity="1d",
         settings={"seed": 1},
     )  # fmt: skip
     return checkpoint.save(folder, state, model=tensors, optimizer={"step": torch.zeros(1)}, keep=2), tensors
@@ -291,7 +291,7 @@ STATUS = {
     "decode": "augmenter",
     "stages": dict.fromkeys(("load", "transform", "copy", "train"), _STAGE),
     "queues": {"loaded": 1, "leased": 1, "arrived": 1}, "window": 7, "augmenters": 1, "augmenters_wanted": 2,
-    "bottleneck": "train-bound", "written_at": 1.0, "corrupt": 0,
+    "bottleneck": "train-bound", "failure": "", "written_at": 1.0, "corrupt": 0,
 }  # fmt: skip
 
 
