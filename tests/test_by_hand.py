@@ -51,6 +51,12 @@ def test_a_file_that_asks_for_no_number_is_left_out(run_dir: Path, text: str) ->
     assert not (run_dir / SCALE.file).exists()
 
 
+def test_a_request_that_could_not_be_read_ended_the_run(run_dir: Path) -> None:
+    (run_dir / SCALE.file).mkdir()
+    assert SCALE.take(run_dir) is None
+    assert SCALE.take(run_dir) is None
+
+
 @pytest.mark.parametrize("value", [-0.1, 100.1, float("nan"), float("inf")])
 def test_what_is_no_rate_is_refused(run_dir: Path, value: float) -> None:
     with pytest.raises(SettingsError, match=r"rate .*0 to 100"):

@@ -134,3 +134,31 @@ threading.Event().wait(30)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "has not turned for" in done.stderr
+
+
+def test_a_rank_that_waited_for_another_one_s_batch_was_ended_as_hanging(tmp_path: Path) -> None:
+    """Rank 1 waits for data and says so by turning; rank 0 has its batch and waits for rank 1's vote."""
+    program = """
+import os, time, torch
+from fourstage.process import StopFlag
+from fourstage.resolve import load_settings
+from fourstage.settings import MetricsSettings
+from fourstage.telemetry import Telemetry
+from fourstage.trainer.group import Group
+from fourstage.trainer.layout import layout
+telemetry = Telemetry("trainer", MetricsSettings(watchdog_seconds=1.0), "1")
+telemetry.serve()
+settings = load_settings("alexnet", overrides=["parallel=data", "replicas=2"], environment={})
+place = layout(settings, os.environ)
+with Group(place, torch.device("cpu"), StopFlag(), telemetry.waiting_for_others) as group:
+    for _ in range(30 if place.rank else 0):
+        telemetry.turn()
+        time.sleep(0.1)
+    print(group.tell(f"vote {place.rank}"), float(group.total(torch.tensor(1.0 + place.rank))))
+"""
+    path = tmp_path / "program.py"
+    path.write_text(program)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(path)]
+    done = subprocess.run(torchrun, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["['vote 0', 'vote 1'] 3.0"] * 2

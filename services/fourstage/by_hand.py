@@ -58,22 +58,25 @@ class Request(Generic[T]):
         """As ``take``, but the request stays, for this process and the next one, until ``done``."""
         looked_at = self._looked_at(run_dir)
         # Renamed before it is read: a newer request that comes meanwhile is not removed with this one.
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             (run_dir / self.file).rename(looked_at)
+        text = b""
         try:
             text = looked_at.read_bytes()
+            return self._kind.validate_python(json.loads(text)[self._name], strict=True)
         except FileNotFoundError:
             return None
-        try:
-            return self._kind.validate_python(json.loads(text)[self._name], strict=True)
-        except (ValueError, KeyError, TypeError):
-            _log.warning("%s is no %s and was left out: %r", run_dir / self.file, self._name, text[:64])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            what = error.strerror if isinstance(error, OSError) else repr(text[:64])
+            _log.warning("%s is no %s and was left out: %s", run_dir / self.file, self._name, what)
             self.done(run_dir)
             return None
 
     def done(self, run_dir: Path) -> None:
         """What ``look`` has found last is not asked for any more."""
-        self._looked_at(run_dir).unlink(missing_ok=True)
+        # A folder in its place stays, and is logged again.
+        with suppress(FileNotFoundError, IsADirectoryError, PermissionError):
+            self._looked_at(run_dir).unlink()
 
     def _looked_at(self, run_dir: Path) -> Path:
         return run_dir / f".{self.file}.taken"

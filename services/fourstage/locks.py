@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from fourstage.errors import FourstageError, StoppedError
+from fourstage.errors import FourstageError, SettingsError, StoppedError
 from fourstage.process import StopFlag
 
 log = logging.getLogger(__name__)
@@ -58,9 +58,16 @@ def held_once_free(run_dir: Path, name: str, stop: StopFlag) -> Iterator[None]:
 
 @contextmanager
 def _opened(run_dir: Path, name: str) -> Iterator[BinaryIO]:
-    (run_dir / FOLDER).mkdir(parents=True, exist_ok=True)
-    # For writing: a file on NFS is locked for one alone only by who may write it.
-    with (run_dir / FOLDER / name).open("ab") as file:
+    path = run_dir / FOLDER / name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # For writing: a file on NFS is locked for one alone only by who may write it.
+        file = path.open("ab")
+    except OSError as error:
+        raise SettingsError(
+            f"cannot write {path}: {error.strerror}", hint="make the run's directory writable"
+        ) from error
+    with file:
         yield file
 
 

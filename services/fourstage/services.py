@@ -146,7 +146,7 @@ def run_trainer(launch: Launch, run_dir: Path, *, resume: bool) -> int:
         )  # fmt: skip
         # A trainer whose engine was killed ends by itself, after its step and a checkpoint.
         alone = locks.held_once_free(run_dir, locks.TRAINER, base.stop) if place.rank == 0 else nullcontext()
-        with closing(intake), alone, Group(place, device, base.stop) as group:
+        with closing(intake), alone, Group(place, device, base.stop, base.telemetry.waiting_for_others) as group:
             service = TrainerService(
                 settings,
                 run_dir,

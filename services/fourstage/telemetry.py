@@ -12,7 +12,8 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeAlias
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -110,6 +111,7 @@ class Telemetry:
         self.gauge("fourstage_build_info", version, role, socket.gethostname()).set(1)
         self._settings = settings
         self._turned = time.monotonic()
+        self._waits_for_others = False
         self._touch_at = 0.0
         self._server: WSGIServer | None = None
         self._serving: threading.Thread | None = None
@@ -156,6 +158,20 @@ class Telemetry:
             self._touch_at = self._turned + _ALIVE_SECONDS
             Path(self._settings.alive_file).touch()
 
+    @contextmanager
+    def waiting_for_others(self) -> Iterator[None]:
+        """The data loop waits for other trainers, each of which has a watchdog of its own: it does not hang."""
+        self._waits_for_others = True
+        try:
+            yield
+        finally:
+            self._turned = time.monotonic()
+            self._waits_for_others = False
+
+    def _still_for(self) -> float:
+        """Seconds that the data loop has not turned for by its own fault."""
+        return 0.0 if self._waits_for_others else time.monotonic() - self._turned
+
     def serve(self) -> str:
         """Start answering /metrics and /healthz; returns the address as http://HOST:PORT."""
         host, port = self._settings.host, self._settings.port
@@ -191,7 +207,7 @@ class Telemetry:
 
     def _watch(self) -> None:
         """End this process once its data loop hangs: whoever started it starts it again, and its peers go on."""
-        while (age := time.monotonic() - self._turned) < self._settings.watchdog_seconds:
+        while (age := self._still_for()) < self._settings.watchdog_seconds:
             time.sleep(self._settings.watchdog_seconds - age)
         log.critical("the data loop has not turned for %.0f s: this process ends itself", age)
         os._exit(1)
@@ -202,7 +218,7 @@ class Telemetry:
             page: Callable[[WSGIEnvironment, StartResponse], Iterable[bytes]] = make_wsgi_app(self.registry)
             return page(environment, start)
         if path == "/healthz":
-            age = time.monotonic() - self._turned
+            age = self._still_for()
             healthy = age < HEALTHY_SECONDS
             start("200 OK" if healthy else "503 Service Unavailable", [("Content-Type", "application/json")])
             return [json.dumps({"healthy": healthy, "data_loop_age_seconds": round(age, 3)}).encode() + b"\n"]

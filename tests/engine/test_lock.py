@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fourstage import rundir
+from fourstage import locks, rundir
 from fourstage.engine.lock import is_looked_after, looked_after, require_running
 from fourstage.errors import SettingsError
 from tests.pipeline.harness import eventually
@@ -62,3 +62,9 @@ def test_settings_that_were_written_anew_let_a_second_engine_in(tmp_path: Path) 
         assert is_looked_after(tmp_path)
         with pytest.raises(SettingsError, match="goes on already; wait for its end"), looked_after(tmp_path):
             pytest.fail("two hold it")
+
+
+def test_a_lock_that_could_not_be_made_was_an_internal_error(tmp_path: Path) -> None:
+    (tmp_path / locks.FOLDER).write_text("")
+    with pytest.raises(SettingsError, match=r"locks/engine.*writable"), looked_after(tmp_path):
+        pass

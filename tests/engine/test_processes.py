@@ -1,5 +1,6 @@
 """Child processes: real ones, which end by themselves."""
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -7,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from fourstage.by_hand import SCALE
+from fourstage.engine.crew import Crew
 from fourstage.engine.processes import Processes
-from fourstage.errors import SettingsError
+from fourstage.engine.scaling import Scaling
+from fourstage.errors import FourstageError, SettingsError
 
 
 @pytest.fixture
@@ -58,3 +62,19 @@ def test_settings_that_a_service_could_not_take_were_reported_as_a_failure(proce
     processes.sleep("augmenter", 60.0)
     with pytest.raises(SettingsError, match="--name"):
         processes.restart("augmenter", 2)
+
+
+def test_one_augmenter_more_that_could_not_be_started_ended_the_run(
+    processes: Processes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    crew = Crew(processes)
+    scaling = Scaling(tmp_path, processes, crew, auto=False, replicas=1)
+    (tmp_path / "augmenter-0.log").mkdir()
+    (tmp_path / "settings.toml").touch()
+    with pytest.raises(FourstageError, match=r"cannot start augmenter-0: .*Is a directory"):
+        crew.resize(1, 0.0)
+    SCALE.ask(tmp_path, "1")
+    with caplog.at_level(logging.WARNING):
+        scaling.turn(0.0)
+    assert "augmenters stay 0: cannot start augmenter-0" in caplog.text
+    assert crew.names == []

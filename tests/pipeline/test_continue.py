@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fourstage import locks
 from fourstage.rundir import read_json
 from tests.pipeline.harness import Services, complete_run, eventually, fourstage, services
 
@@ -74,6 +75,21 @@ def test_changed_settings_are_named_and_another_run_is_refused(around: Services,
     assert "other than before: train.epochs = 3, was 2" in said
     assert said.count("other than before") == 1
     assert tomllib.loads((run_dir / "settings.toml").read_text())["train"]["epochs"] == 3
+
+
+@pytest.mark.parametrize("writer", [locks.ENGINE, locks.TRAINER])
+def test_a_second_trainer_wrote_its_settings_over_those_of_the_run(
+    around: Services, tmp_path: Path, writer: str
+) -> None:
+    run_dir = tmp_path / "run"
+    _interrupt(around, run_dir)
+    settings = (run_dir / "settings.toml").read_text()
+    with locks.held(run_dir, writer):
+        code, said = _train(around, run_dir, "--set", "train.epochs=3")
+    assert code == 2
+    assert f"the run in {run_dir} goes on already" in said
+    assert (run_dir / "settings.toml").read_text() == settings
+    assert (run_dir / "status.json").is_file()
 
 
 def test_continue_and_resume_exclude_each_other(tmp_path: Path) -> None:

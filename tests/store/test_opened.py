@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,25 @@ def _edit(store: Path, **values: object) -> None:
 def test_a_store_that_is_not_whole_is_refused(damage: Callable[[Path], object], message: str, store: Path) -> None:
     damage(store)
     with pytest.raises(StoreError, match=message):
+        open_store(store)
+
+
+def test_an_index_that_was_altered_after_prepare_trained_under_the_old_fingerprint(store: Path) -> None:
+    path = store / "train.index"
+    index = open_index(path)
+    records = index.records.copy()
+    keys = index.keys(np.arange(len(records)))
+    records["label"][0] = 1 - records["label"][0]
+    path.write_bytes(index_bytes(records, keys))
+    with pytest.raises(StoreError, match=r"train\.index are not those that store\.json was written with"):
+        open_store(store)
+
+
+def test_statistics_that_were_altered_after_prepare_trained_under_the_old_fingerprint(store: Path) -> None:
+    statistics = open_store(store).statistics
+    altered = replace(statistics, mean=statistics.mean + 1)
+    (store / "statistics.npz").write_bytes(altered.to_bytes())
+    with pytest.raises(StoreError, match=r"statistics\.npz are not those"):
         open_store(store)
 
 

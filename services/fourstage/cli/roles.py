@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fourstage import rundir
+from fourstage import locks, rundir
 from fourstage.cli.shared import DebugOption, RunDirOption, SetOption, StoreOption
 from fourstage.errors import SettingsError
 from fourstage.logs import configure_logging
@@ -83,6 +83,8 @@ def _take_over(run_dir: Path, settings: Settings, *, resume: bool) -> None:
     from fourstage.trainer.resume import changed_settings
 
     rundir.create_run_directory(run_dir, resume=resume)
+    if any(locks.is_held(run_dir, name) for name in (locks.ENGINE, locks.TRAINER)):
+        raise SettingsError(f"the run in {run_dir} goes on already", hint="wait for its end, or name another directory")
     if resume:
         # Before anything is written: what is refused leaves the run as it was.
         for change in changed_settings(settings, run_dir):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fourstage.ending import ERROR_PREFIX
-from fourstage.errors import FourstageError, SettingsError
+from fourstage.errors import FourstageError, SettingsError, of_the_machine
 from fourstage.resolve import ENVIRONMENT_PREFIX
 
 log = logging.getLogger(__name__)
@@ -175,11 +175,16 @@ class Processes:
             "--announce", os.fspath(self._sockets / f"{name}.json"), "--lifeline",
             *(["--debug"] if self._debug else []),
         ]  # fmt: skip
-        with (self._logs / f"{name}.log").open("ab") as output:
-            self._log_starts[name] = output.tell()
-            return subprocess.Popen(
-                command, stdin=self._reader, stdout=output, stderr=output, env=environment, start_new_session=True
-            )
+        try:
+            with (self._logs / f"{name}.log").open("ab") as output:
+                self._log_starts[name] = output.tell()
+                return subprocess.Popen(
+                    command, stdin=self._reader, stdout=output, stderr=output, env=environment, start_new_session=True
+                )
+        except OSError as error:
+            raise of_the_machine(error) or FourstageError(
+                f"cannot start {name}: {error}", hint="raise the limit of processes (ulimit -u, pids), or start fewer"
+            ) from error
 
 
 def hold(sockets: Path) -> int:

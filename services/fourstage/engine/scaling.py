@@ -10,6 +10,7 @@ from fourstage.engine.autoscale import Autoscale, Seen
 from fourstage.engine.cores import Cores, core_seconds
 from fourstage.engine.crew import Crew
 from fourstage.engine.processes import Processes
+from fourstage.errors import FourstageError
 from fourstage.verdict import Reading
 from fourstage.wire.messages import Usage
 
@@ -50,7 +51,11 @@ class Scaling:
     def _resize(self, count: int, reason: str, now: float) -> None:
         before = len(self._crew.names)
         log.info("augmenters %s: %s", before if count == before else f"{before} -> {count}", reason)
-        self._crew.resize(count, now)
+        try:
+            self._crew.resize(count, now)
+        except FourstageError as error:
+            # Those that there are go on: more of them are wished for, not needed.
+            log.warning("augmenters stay %d: %s", len(self._crew.names), error)
 
     def _seen(self, status: Mapping[str, Any], now: float) -> Seen | None:
         # While it validates the trainer counts no steps.

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, also after a power cut; and none is read that has no end."""
 
 import errno
+import hashlib
 import os
 import stat
 from io import BufferedReader, BufferedWriter
@@ -23,6 +24,12 @@ def open_regular(path: Path) -> BufferedReader:
 def file_length(stream: BufferedReader) -> int:
     """The bytes of an open file."""
     return os.fstat(stream.fileno()).st_size
+
+
+def sha256(path: Path) -> str:
+    """64 hexadecimal digits over a file's bytes; raises OSError, also where it is a device, a pipe or a folder."""
+    with open_regular(path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def create_file(path: Path) -> BufferedWriter:

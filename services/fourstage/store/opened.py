@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourstage.errors import StoreError
-from fourstage.store.files import RESTORE
+from fourstage.store.files import RESTORE, sha256
 from fourstage.store.index import Index, open_index
 from fourstage.store.manifest import ShardEntry, read_manifest
 from fourstage.store.statistics import Statistics
@@ -76,7 +76,7 @@ class Store:
 
 
 def open_store(path: Path | str) -> Store:
-    """Open a finished store and check that its files are there and as long as they were.
+    """Open a finished store and check that its shards are as long as they were, and indexes and statistics unaltered.
 
     Cheap: no shard is read; ``verify`` does that. Raises StoreError with what is wrong and what to do.
     """
@@ -95,10 +95,12 @@ def open_store(path: Path | str) -> Store:
             )
         if problem := index.problem([shard.bytes for shard in entry.shards], len(manifest.classes)):
             raise StoreError(f"{path / name}.index {problem}", hint=RESTORE)
+        _require_bytes(path / f"{name}.index", entry.index_sha256)
         splits[name] = Split(name, tuple(path / shard.name for shard in entry.shards), index)
     statistics = Statistics.load(path / STATISTICS_NAME)
     if problem := statistics.problem(manifest.size):
         raise StoreError(f"{path / STATISTICS_NAME} {problem}", hint=RESTORE)
+    _require_bytes(path / STATISTICS_NAME, manifest.statistics_sha256)
     return Store(
         path=path,
         size=manifest.size,
@@ -108,6 +110,16 @@ def open_store(path: Path | str) -> Store:
         splits=splits,
         statistics=statistics,
     )
+
+
+def _require_bytes(path: Path, digest: str) -> None:
+    """The fingerprint, which runs and receipts are bound to, stands for these bytes: others would train in its name."""
+    try:
+        found = sha256(path)
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+    if found != digest:
+        raise StoreError(f"the bytes of {path} are not those that store.json was written with", hint=RESTORE)
 
 
 def missing_bytes(path: Path, shards: Iterable[ShardEntry]) -> Iterator[str]:

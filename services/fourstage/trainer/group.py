@@ -3,6 +3,7 @@
 import datetime
 import logging
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Self
 
@@ -27,9 +28,14 @@ _TEXT_BYTES = 1024
 class Group:
     """Calls in which every process of a training takes part, in the same order. Alone, they return at once."""
 
-    def __init__(self, place: Layout, device: torch.device, stop: StopFlag) -> None:
-        """Meet the others; raises FourstageError where one of them is gone."""
+    def __init__(
+        self, place: Layout, device: torch.device, stop: StopFlag,
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:  # fmt: skip
+        """Meet the others; raises FourstageError where one of them is gone. waiting: entered while words and votes
+        travel, which takes as long as the slowest of all waits for its batch."""
         self.layout = place
+        self._waiting = waiting
         self.column: Column | None = None
         self.replicas: dist.ProcessGroup | None = None
         self._watch: Watch | None = None
@@ -60,7 +66,7 @@ class Group:
             return [payload]
         mine = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
         theirs = [torch.empty_like(mine) for _ in range(self.layout.world)]
-        with self.errors():
+        with self.errors(), self._waiting():
             dist.all_gather(theirs, mine, self._control)
         return [tensor.numpy().tobytes() for tensor in theirs]
 
@@ -86,7 +92,7 @@ class Group:
         mine = numbers.detach().cpu()
         if self.layout.world > 1:
             mine = mine.clone()
-            with self.errors():
+            with self.errors(), self._waiting():
                 dist.all_reduce(mine, group=self._control)
         return mine
 
