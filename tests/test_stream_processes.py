@@ -167,6 +167,23 @@ def test_the_end_of_a_process_leaves_nothing(store: Path, traces: Path, way: str
     eventually(lambda: not any(is_alive(pid) for pid in pids) and not list(traces.iterdir()), "nothing left")
 
 
+def test_a_fork_of_a_killed_process_kept_its_services_alive(store: Path, traces: Path) -> None:
+    forking = SCRIPT.replace("    print(len", "    import os, time\n    os.fork() or time.sleep(600)\n    print(len")
+    process = subprocess.Popen([sys.executable, "-c", forking, str(store), "kill"], cwd=ROOT, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    pids = children(of=process.pid)
+    (fork,) = {child.pid for child in psutil.Process(process.pid).children()} - set(pids)
+    try:
+        process.kill()
+        process.wait()
+        eventually(lambda: not any(is_alive(pid) for pid in pids) and not list(traces.iterdir()), "nothing left")
+        assert is_alive(fork)
+    finally:
+        os.kill(fork, signal.SIGKILL)
+        process.stdout.close()
+
+
 # Failures
 
 

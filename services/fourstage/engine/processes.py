@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,27 @@ class Child:
     starts: list[float] = field(default_factory=list)
 
 
+class Hold:
+    """What keeps services alive: an end of their lifeline for writing, in this process and in no fork of it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        reference = weakref.ref(self)
+
+        def in_fork() -> None:
+            # A worker of somebody's own DataLoader may outlive this process, and the services would with it.
+            if (held := reference()) is not None:
+                held.let_go()
+
+        os.register_at_fork(after_in_child=in_fork)
+
+    def let_go(self) -> None:
+        """Services that nobody else holds leave by themselves."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
 class Processes:
     """Services by name. ``settings``: their TOML file; ``sockets``: their folder; ``logs``: where each has a file."""
 
@@ -61,7 +83,7 @@ class Processes:
         os.mkfifo(path, 0o600)
         # The reading end first, without waiting: a FIFO opens for writing once somebody reads it.
         self._reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._writer = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        self._held = Hold(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
         os.set_blocking(self._reader, True)
 
     def start(self, name: str, arguments: Sequence[str], launcher: tuple[str, ...] = ()) -> None:
@@ -153,7 +175,7 @@ class Processes:
 
     def let_go(self) -> None:
         """Drop the lifeline: processes that nobody else holds leave by themselves."""
-        os.close(self._writer)
+        self._held.let_go()
         os.close(self._reader)
 
     def _popen(self, name: str, arguments: Sequence[str], launcher: tuple[str, ...]) -> "subprocess.Popen[bytes]":
@@ -187,12 +209,12 @@ class Processes:
             ) from error
 
 
-def hold(sockets: Path) -> int:
-    """Hold the processes of another one's folder of sockets; the descriptor to close in the end.
+def hold(sockets: Path) -> Hold:
+    """Hold the processes of another one's folder of sockets.
 
     Raises FourstageError where there are none, which is so on another machine.
     """
     try:
-        return os.open(sockets / _LIFELINE, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return Hold(os.open(sockets / _LIFELINE, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError as error:
         raise FourstageError(f"no processes to share in {sockets}: {error.strerror}") from error

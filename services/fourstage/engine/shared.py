@@ -4,7 +4,6 @@ It lives as long as a rank that holds it: the one that ends first takes nothing 
 started it, watches it and starts again what dies.
 """
 
-import os
 from pathlib import Path
 
 from fourstage import ranks
@@ -30,7 +29,7 @@ class Share:
 
     def close(self) -> None:
         """Let go."""
-        os.close(self._held)
+        self._held.let_go()
 
 
 def share(store: Path, settings: Settings, *, workers: int) -> "Pipeline | Share":
