@@ -111,6 +111,15 @@ def test_statistics_that_were_altered_after_prepare_trained_under_the_old_finger
         open_store(store)
 
 
+@pytest.mark.parametrize("name", ["mean", "covariance", "eigenvalues", "eigenvectors"])
+def test_statistics_that_no_images_have_had_every_worker_refused(store: Path, name: str) -> None:
+    """Colour shifts as large as these were taken for a lie of the worker, and the run waited for one that told none."""
+    statistics = open_store(store).statistics
+    assert statistics.problem(16) == ""
+    altered = replace(statistics, **{name: getattr(statistics, name) + 1e5})
+    assert altered.problem(16) == f"holds {name} that no images have"
+
+
 def test_a_folder_that_is_no_store_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="fourstage prepare"):
         open_store(tmp_path)

@@ -5,6 +5,7 @@ colour variance away, and decoding each image once more also proves that it can 
 """
 
 import io
+import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,17 +69,22 @@ class Statistics:
     def problem(self, size: int) -> str:
         """What is not as the statistics of images of that size are; empty: nothing."""
         image, square = (size, size, 3), (3, 3)
-        for name, shape, kind in (
-            ("mean", image, np.float32), ("covariance", square, np.float64), ("eigenvalues", (3,), np.float64),
-            ("eigenvectors", square, np.float64), ("pixel_sums", image, np.int64), ("product_sums", square, np.int64),
-        ):  # fmt: skip
+        # Of values from 0 to 255: their mean, at most 127.5 squared of variance, three times that along one direction.
+        for name, shape, kind, largest in (
+            ("mean", image, np.float32, 255.0),
+            ("covariance", square, np.float64, 16_257.0),
+            ("eigenvalues", (3,), np.float64, 48_769.0),
+            ("eigenvectors", square, np.float64, 1.001),
+            ("pixel_sums", image, np.int64, math.inf),
+            ("product_sums", square, np.int64, math.inf),
+        ):
             array = getattr(self, name)
             if not isinstance(array, np.ndarray):
                 return f"holds {name} that are no array"
             if array.shape != shape or array.dtype != kind:
                 return f"holds {name} of {array.dtype} {array.shape}, not {np.dtype(kind)} {shape}"
-            if not np.isfinite(array).all():
-                return f"holds {name} that are not all numbers"
+            if not (np.isfinite(array) & (np.abs(array) <= largest)).all():
+                return f"holds {name} that no images have"
         return ""
 
     def to_bytes(self) -> bytes:
