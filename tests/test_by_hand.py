@@ -57,6 +57,19 @@ def test_a_request_that_could_not_be_read_ended_the_run(run_dir: Path) -> None:
     assert SCALE.take(run_dir) is None
 
 
+def test_a_request_that_was_nested_deeply_ended_every_run_that_went_on(run_dir: Path) -> None:
+    (run_dir / SCALE.file).write_text(100_000 * "[")
+    assert SCALE.take(run_dir) is None
+    assert [path.name for path in run_dir.iterdir()] == [rundir.SETTINGS]
+
+
+def test_a_request_that_was_looked_at_counted_for_the_run_that_went_on(run_dir: Path) -> None:
+    SCALE.ask(run_dir, "5")
+    assert SCALE.look(run_dir) == 5
+    SCALE.withdraw(run_dir)
+    assert SCALE.take(run_dir) is None
+
+
 @pytest.mark.parametrize("value", [-0.1, 100.1, float("nan"), float("inf")])
 def test_what_is_no_rate_is_refused(run_dir: Path, value: float) -> None:
     with pytest.raises(SettingsError, match=r"rate .*0 to 100"):

@@ -1,5 +1,6 @@
 """BatchStream with processes of its own: the same bytes through kills, nothing left behind, and ranks that share."""
 
+import errno
 import gc
 import json
 import os
@@ -10,6 +11,7 @@ import tempfile
 import threading
 from itertools import islice
 from pathlib import Path
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -190,6 +192,17 @@ def test_a_fork_of_a_killed_process_kept_its_services_alive(store: Path, traces:
 def test_processes_that_cannot_start_are_given_up_with_their_words(store: Path, traces: Path) -> None:
     with pytest.raises(FourstageError, match=r"metrics\.port = 0 on 192\.0\.2\.1"):
         make(store, workers=1, settings={"metrics.host": "192.0.2.1"})
+    assert children() == []
+    assert list(traces.iterdir()) == []
+
+
+def test_a_stream_that_could_not_be_watched_left_its_processes(
+    store: Path, traces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "eventfd", Mock(side_effect=OSError(errno.EMFILE, os.strerror(errno.EMFILE))))
+        with pytest.raises(OSError, match="Too many open files"):
+            make(store, workers=1)
     assert children() == []
     assert list(traces.iterdir()) == []
 

@@ -93,13 +93,14 @@ def test_an_unknown_page_and_a_taken_port(served: tuple[Role, Telemetry, str]) -
 
 
 def test_a_client_that_said_nothing_kept_a_thread_for_ever(
-    served: tuple[Role, Telemetry, str], monkeypatch: pytest.MonkeyPatch
+    served: tuple[Role, Telemetry, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(telemetry._QuietHandler, "timeout", 0.2)
     page = urlsplit(served[2])
     assert page.port is not None
     with socket.create_connection(("127.0.0.1", page.port), timeout=20.0) as silent:
         assert silent.recv(1) == b"", "hung up on"
+    assert capsys.readouterr().err == "", "nor a traceback in the log"
 
 
 def test_pages_close_at_once_and_their_port_is_free(served: tuple[Role, Telemetry, str]) -> None:
@@ -154,7 +155,8 @@ with Group(place, torch.device("cpu"), StopFlag(), telemetry.waiting_for_others)
     for _ in range(30 if place.rank else 0):
         telemetry.turn()
         time.sleep(0.1)
-    print(group.tell(f"vote {place.rank}"), float(group.total(torch.tensor(1.0 + place.rank))))
+    votes, total = group.tell(f"vote {place.rank}"), float(group.total(torch.tensor(1.0 + place.rank)))
+    os.write(1, f"{votes} {total}\\n".encode())
 """
     path = tmp_path / "program.py"
     path.write_text(program)

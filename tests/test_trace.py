@@ -1,6 +1,8 @@
 """The timeline: one batch through all four stages, by one clock."""
 
 import json
+import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import pytest
 
 from fourstage import rundir
 from fourstage.errors import FourstageError, SettingsError
-from fourstage.trace import REQUEST, STAGE_ROWS, Passage, Trace, await_trace, events, request_trace
+from fourstage.trace import REQUEST, STAGE_ROWS, TRACE_FOLDER, Passage, Trace, await_trace, events, request_trace
 from fourstage.wire.messages import Times
 
 TIMES = Times(read_from=101.0, read_to=102.0, leased=103.0, received=103.5, made_from=104.0, made_to=105.0, sent=105.25)
@@ -72,7 +74,9 @@ def test_a_window_is_written_as_soon_as_it_is_over_and_asked_for_once(tmp_path: 
     assert {path.name for path in tmp_path.iterdir()} == {rundir.SETTINGS, "trace.json"}
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"until": "now"}', '{"until": null}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", '{"until": "now"}', '{"until": null}', f'{{"until": 1{400 * "0"}}}', 100_000 * "["]
+)
 def test_what_is_no_request_is_passed_over(tmp_path: Path, text: str) -> None:
     (tmp_path / REQUEST).write_text(text)
     trace = Trace(tmp_path)
@@ -102,3 +106,19 @@ def test_a_request_that_nobody_takes_is_taken_back(tmp_path: Path) -> None:
     with pytest.raises(FourstageError, match="no trainer"):
         await_trace(tmp_path, 0.2)
     assert not (tmp_path / REQUEST).exists()
+
+
+def test_a_timeline_that_was_given_up_was_said_to_be_written(tmp_path: Path) -> None:
+    (tmp_path / rundir.SETTINGS).touch()
+    (tmp_path / "trace.json").write_text("{}")
+    os.utime(tmp_path / "trace.json", (1.0, 1.0))
+    request_trace(tmp_path, 60.0)
+    (tmp_path / TRACE_FOLDER).write_text("")
+    other, first = Trace(tmp_path, rank=1), Trace(tmp_path)
+    other.turn(time.monotonic())
+    assert (tmp_path / REQUEST).exists(), "the first trainer may do better"
+    giving_up = threading.Timer(0.2, first.turn, [time.monotonic()])
+    giving_up.start()
+    with pytest.raises(FourstageError, match="was given up"):
+        await_trace(tmp_path, 5.0)
+    giving_up.join()

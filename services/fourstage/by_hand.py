@@ -66,11 +66,16 @@ class Request(Generic[T]):
             return self._kind.validate_python(json.loads(text)[self._name], strict=True)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             what = error.strerror if isinstance(error, OSError) else repr(text[:64])
             _log.warning("%s is no %s and was left out: %s", run_dir / self.file, self._name, what)
             self.done(run_dir)
             return None
+
+    def withdraw(self, run_dir: Path) -> None:
+        """Nothing is asked for any more, be it looked at or not."""
+        (run_dir / self.file).unlink(missing_ok=True)
+        self.done(run_dir)
 
     def done(self, run_dir: Path) -> None:
         """What ``look`` has found last is not asked for any more."""

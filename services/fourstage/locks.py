@@ -5,7 +5,7 @@ hold it; the kernel drops it with its holder.
 import fcntl
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -18,15 +18,20 @@ log = logging.getLogger(__name__)
 FOLDER = "locks"
 ENGINE, TRAINER = "engine", "trainer"
 _POLL_SECONDS = 0.1
-_PATIENCE_SECONDS = 120.0
+_PATIENCE_SECONDS = 90.0
 """For a step and a checkpoint of a trainer whose engine was killed."""
+_PROBED_SECONDS = 0.1
+"""Whoever asks whether a lock is held holds it for a moment."""
 
 
 @contextmanager
 def held(run_dir: Path, name: str) -> Iterator[bool]:
     """Hold a lock; whether nobody else does. Where a file system locks nothing, everybody does."""
     with _opened(run_dir, name) as file:
-        yield _take(file)
+        until = time.monotonic() + _PROBED_SECONDS
+        while not (alone := _take(file)) and time.monotonic() < until:
+            time.sleep(_PROBED_SECONDS / 10)
+        yield alone
 
 
 def is_held(run_dir: Path, name: str) -> bool:
@@ -34,26 +39,32 @@ def is_held(run_dir: Path, name: str) -> bool:
     try:
         with (run_dir / FOLDER / name).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
+    except BlockingIOError:
         return True
+    except OSError:
+        # No such file, or a file system that locks nothing.
+        return False
     return False
 
 
 @contextmanager
-def held_once_free(run_dir: Path, name: str, stop: StopFlag) -> Iterator[None]:
-    """Hold a lock, after whoever has it. Raises StoppedError, and FourstageError where that takes minutes."""
+def held_once_free(run_dir: Path, name: str, stop: StopFlag, turn: Callable[[], None]) -> Iterator[bool]:
+    """Hold a lock, after whoever has it; whether somebody had. turn: called now and then while it is waited for.
+
+    Raises StoppedError, and FourstageError where that takes minutes.
+    """
     with _opened(run_dir, name) as file:
         until = time.monotonic() + _PATIENCE_SECONDS
-        if not _take(file):
+        alone = _take(file)
+        if not alone:
             log.warning("another %s still writes to %s: waiting for its end", name, run_dir)
             while not _take(file):
+                turn()
                 if stop.wait(_POLL_SECONDS):
                     raise StoppedError(f"stopped while another {name} still wrote to {run_dir} ({stop.reason})")
                 if time.monotonic() > until:
                     raise FourstageError(f"another {name} writes to {run_dir}", hint="wait for its end, or end it")
-        yield
+        yield not alone
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,8 +121,8 @@ def run_augmenter(launch: Launch, name: str) -> int:
     return 0
 
 
-def run_trainer(launch: Launch, run_dir: Path, *, resume: bool) -> int:
-    """Train to the end; 130 where it was interrupted.
+def run_trainer(launch: Launch, run_dir: Path, *, resume: bool, take_over: Callable[[], None] = lambda: None) -> int:
+    """Train to the end; 130 where it was interrupted. take_over: called once nobody else writes to the directory.
 
     Among several trainers (torchrun's RANK and WORLD_SIZE) also an interrupted one ends with 0, because torchrun
     takes anything else for a failure; ``summary.json`` says which it was.
@@ -144,9 +144,11 @@ def run_trainer(launch: Launch, run_dir: Path, *, resume: bool) -> int:
             settings, place, name=name, sockets=base.sockets, telemetry=base.telemetry, stop=base.stop,
             decoding=decoding,
         )  # fmt: skip
-        # A trainer whose engine was killed ends by itself, after its step and a checkpoint.
-        alone = locks.held_once_free(run_dir, locks.TRAINER, base.stop) if place.rank == 0 else nullcontext()
-        with closing(intake), alone, Group(place, device, base.stop, base.telemetry.waiting_for_others) as group:
+        with (
+            closing(intake),
+            _alone(run_dir, base, take_over) if place.rank == 0 else nullcontext(),
+            Group(place, device, base.stop, base.telemetry.waiting_for_others) as group,
+        ):
             service = TrainerService(
                 settings,
                 run_dir,
@@ -164,6 +166,17 @@ def run_trainer(launch: Launch, run_dir: Path, *, resume: bool) -> int:
             finally:
                 service.close()
     return 0 if state == "done" or place.world > 1 else 130
+
+
+@contextmanager
+def _alone(run_dir: Path, base: Started, take_over: Callable[[], None]) -> Iterator[None]:
+    """Nobody else writes to the run's directory: a trainer whose engine was killed ends by itself, after its step and
+    a checkpoint."""
+    with locks.held_once_free(run_dir, locks.TRAINER, base.stop, base.telemetry.turn) as after_another:
+        for stale in (rundir.STATUS, rundir.SUMMARY) if after_another else ():
+            (run_dir / stale).unlink(missing_ok=True)
+        take_over()
+        yield
 
 
 def _decoding(settings: Settings, device: "torch.device", name: str, telemetry: Telemetry) -> "DeviceDecoding | None":

@@ -129,7 +129,7 @@ class Trace:
             with suppress(OSError):
                 self._close()
             self._file = None
-            if self._run_dir is not None:
+            if self._run_dir is not None and self._rank == 0:
                 with suppress(OSError):
                     (self._run_dir / REQUEST).unlink(missing_ok=True)
 
@@ -237,15 +237,18 @@ def request_trace(run_dir: Path, seconds: float) -> Path:
 def await_trace(run_dir: Path, seconds: float) -> None:
     """Wait until what was asked for is written.
 
-    Raises FourstageError, and takes the request back, where no trainer has written it ``seconds`` after its end.
+    Raises FourstageError where the trainer could not write it; and, taking the request back, where none has
+    ``seconds`` after its end.
     """
     request = run_dir / REQUEST
-    deadline = _asked_until(request) + seconds
+    deadline, asked = _asked_until(request) + seconds, _changed(request)
     while request.exists():
         if time.time() > deadline:
             request.unlink(missing_ok=True)
             raise FourstageError(f"no trainer of {run_dir} has written a timeline", hint="is the run going on?")
         time.sleep(_LOOK_SECONDS / 5)
+    if _changed(run_dir / rundir.TRACE) < asked:
+        raise FourstageError(f"the timeline of {run_dir} was given up", hint="the logs of its trainers say why")
 
 
 def merge(folder: Path, out: Path) -> int:
@@ -270,9 +273,18 @@ def _asked_until(path: Path) -> float:
     """Unix time until which a window was asked for; 0 where none was, or what lies there is no request."""
     try:
         until = json.loads(path.read_bytes())["until"]
-    except (OSError, ValueError, KeyError, TypeError):
+        seconds = float(until) if isinstance(until, int | float) else 0.0
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return 0.0
-    return min(float(until), time.time() + LONGEST_SECONDS) if isinstance(until, int | float) else 0.0
+    return min(seconds, time.time() + LONGEST_SECONDS)
+
+
+def _changed(path: Path) -> int:
+    """Nanoseconds; 0 where nothing is there."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _row_number(worker: str) -> int:

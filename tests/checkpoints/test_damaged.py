@@ -99,6 +99,11 @@ def be_a_folder(path: Path) -> None:
     (path / MODEL).mkdir()
 
 
+def have_a_fifo_for_a_state(path: Path) -> None:
+    (path / STATE).unlink()
+    os.mkfifo(path / STATE)
+
+
 def be_a_fifo(path: Path) -> None:
     (path / MODEL).unlink()
     os.mkfifo(path / MODEL)
@@ -118,11 +123,13 @@ def be_unreadable_text(path: Path) -> None:
 DAMAGES = [
     empty, empty_state, lose_every_file, fill_with_zeros, swap_files, take_another_ones_model, take_another_ones_state,
     be_another_one, go_on_from_elsewhere, name_other_files, nest_deeply, be_no_object, be_a_folder, be_a_fifo,
+    have_a_fifo_for_a_state,
     be_a_file, be_unreadable_text,
 ]  # fmt: skip
 OF_ANOTHER_KIND: list[dict[str, object]] = [
     {"unvalidated": [{"x": 1}]}, {"unvalidated": [None, None]}, {"unvalidated": [3]}, {"identity": "zz"},
-    {"identity": "abc"}, {"trained": [1.0, 2.0]}, {"trained": [-1.0, 0.0, 0.0, 0.0]}, {"trained": ["x", 0.0, 0.0, 0.0]},
+    {"identity": "abc"}, {"identity": 33 * "ab"}, {"store_fingerprint": 1025 * "a"}, {"next_seq": 2**53 + 1},
+    {"epoch": -1}, {"trained": [1.0, 2.0]}, {"trained": [-1.0, 0.0, 0.0, 0.0]}, {"trained": ["x", 0.0, 0.0, 0.0]},
 ]  # fmt: skip
 
 

@@ -1,7 +1,12 @@
 """Whether somebody looks after a run, as the kernel knows it."""
 
+import errno
+import fcntl
+import os
 import subprocess
 import sys
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -9,6 +14,7 @@ import pytest
 from fourstage import locks, rundir
 from fourstage.engine.lock import is_looked_after, looked_after, require_running
 from fourstage.errors import SettingsError
+from fourstage.process import StopFlag
 from tests.pipeline.harness import eventually
 
 
@@ -68,3 +74,40 @@ def test_a_lock_that_could_not_be_made_was_an_internal_error(tmp_path: Path) -> 
     (tmp_path / locks.FOLDER).write_text("")
     with pytest.raises(SettingsError, match=r"locks/engine.*writable"), looked_after(tmp_path):
         pass
+
+
+def test_a_file_system_that_locks_nothing_kept_every_run_from_going_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(_: object, __: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with looked_after(tmp_path):
+        assert not is_looked_after(tmp_path)
+
+
+def test_whoever_asked_for_a_moment_whether_a_run_goes_on_kept_it_from_being_begun(tmp_path: Path) -> None:
+    (tmp_path / locks.FOLDER).mkdir()
+    with (tmp_path / locks.FOLDER / locks.ENGINE).open("ab") as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        threading.Timer(0.02, fcntl.flock, [asking, fcntl.LOCK_UN]).start()
+        with looked_after(tmp_path):
+            pass
+
+
+def test_a_trainer_that_waited_for_another_one_to_end_looked_as_if_it_hung(tmp_path: Path) -> None:
+    stop, turns = StopFlag(), []
+
+    def turn() -> None:
+        turns.append(1)
+        if len(turns) == 2:
+            other.close()
+
+    other = ExitStack()
+    other.enter_context(locks.held(tmp_path, locks.TRAINER))
+    with locks.held_once_free(tmp_path, locks.TRAINER, stop, turn) as after_another:
+        assert after_another
+    with locks.held_once_free(tmp_path, locks.TRAINER, stop, turn) as after_another:
+        assert not after_another
+    assert len(turns) == 2

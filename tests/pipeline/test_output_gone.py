@@ -100,3 +100,40 @@ def test_a_timeline_that_could_not_be_written_ended_the_training(store: Path, tm
     assert "the timeline ends here, it cannot be written: " in log
     assert "No space left" in log
     assert not (run.run_dir / REQUEST).exists(), "whoever asked waits for it"
+
+
+def test_a_process_without_standard_output_ended_with_a_traceback(tmp_path: Path) -> None:
+    for closed in (1, 2):
+        done = subprocess.run(
+            ["/bin/sh", "-c", f'exec "$0" -m fourstage --version {closed}>&-', sys.executable],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+    scale = [sys.executable, "-m", "fourstage", "scale", "2", "--run-dir", str(tmp_path), "--debug"]
+    with Path("/dev/full").open("w") as full:
+        wrong = subprocess.run(scale, stdout=subprocess.PIPE, stderr=full, timeout=60, check=False)
+    assert wrong.returncode == 2
+
+
+def test_what_standard_output_did_not_take_was_lost_without_a_word(store: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    for unbuffered in ({}, {"PYTHONUNBUFFERED": "1"}):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "fourstage", "verify", str(store)],
+                stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False, env=environment | unbuffered,
+            )  # fmt: skip
+        assert done.returncode == 1
+        assert "No space left on device" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_the_summary_that_a_full_disk_did_not_take_was_lost_without_a_word(store: Path, tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*command(store, tmp_path / "run"), "--json", "--max-steps", "2"],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert "cannot write to standard output: No space left on device" in done.stderr
+    assert rundir.is_done(tmp_path / "run")

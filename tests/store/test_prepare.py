@@ -3,6 +3,7 @@
 import fcntl
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -288,6 +289,28 @@ def test_a_failure_between_a_shard_and_its_part_was_the_end_of_the_store(
     assert prepare(few, store, size=16, workers=1).images == 2
     assert verify(store).ok
     assert not list(store.glob(".prepare-*"))
+
+
+@pytest.mark.parametrize("name", ["plan", "000000.npz"])
+@pytest.mark.parametrize("damage", ["bytes", "pipe"])
+def test_unfinished_work_that_was_damaged_was_an_internal_error(
+    name: str, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_folder(tmp_path / "source", class_files({"cat": 3}))
+    with monkeypatch.context() as patched:
+        patched.setattr("fourstage.store.prepare.assemble", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(source, tmp_path / "store", size=16, workers=1)
+    path = tmp_path / "store" / ".prepare-train" / name
+    path.unlink()
+    if damage == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_bytes(b"PK\x03\x04")
+    with pytest.raises(StoreError, match=r"unfinished work is damaged, .*delete its folder"):
+        prepare(source, tmp_path / "store", size=16, workers=1)
+    shutil.rmtree(path.parent.parent)
+    prepare(source, tmp_path / "store", size=16, workers=1)
 
 
 def test_links_in_a_foreign_unfinished_store_were_written_through(tmp_path: Path) -> None:

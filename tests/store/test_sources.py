@@ -4,6 +4,7 @@ import io
 import os
 import re
 import tarfile
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from fourstage.errors import SettingsError, StoreError
 from fourstage.store import open_store
 from fourstage.store.archives import list_files
 from fourstage.store.prepare import prepare
+from fourstage.store.sources import read_source
 from tests.store.pictures import class_files, encoded, left_out, pixels, tar_bytes, write_folder
 
 CLASSES = {"cat": 2, "dog": 3}
@@ -292,6 +294,53 @@ def test_headers_of_headers_in_a_tar_were_an_internal_error(tmp_path: Path) -> N
     source.write_bytes(_header("cat/a.jpg", 0) + 900 * long_name + _header("cat/b.jpg", 0) + bytes(1024))
     with pytest.raises(StoreError, match="damaged"):
         list_files(source, tmp_path)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_header_of_digits_in_a_tar_took_hours(kind: bytes, tmp_path: Path) -> None:
+    """CVE-2024-6232: a quarter of a second for 8 KiB, four times as long for twice as many."""
+    source = tmp_path / "images.tar"
+    digits = (120 << 10) * b"1"
+    source.write_bytes(_header("long", len(digits), kind) + digits + _header("cat/a.jpg", 0) + bytes(1024))
+    began = time.process_time()
+    with pytest.raises(StoreError, match="damaged"):
+        list_files(source, tmp_path)
+    assert time.process_time() - began < 5.0
+
+
+def test_attributes_of_a_whole_tar_were_kept_without_end(tmp_path: Path) -> None:
+    source = tmp_path / "images.tar"
+    with source.open("wb") as tar:
+        for number in range(11):
+            attributes = {f"a{number}.{each}": "x" for each in range(100)}
+            tar.write(tarfile.TarInfo.create_pax_global_header(attributes))
+            tar.write(_header(f"cat/{number}.jpg", 0))
+        tar.write(bytes(1024))
+    with pytest.raises(StoreError, match="damaged"):
+        list_files(source, tmp_path)
+
+
+def test_a_long_name_in_a_tar_is_left_out_in_short(tmp_path: Path) -> None:
+    source = tmp_path / "images.tar"
+    with tarfile.open(source, "w") as tar:
+        for name in ("cat/a.jpg", "cat/" + 5000 * "b"):
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+    listing = list_files(source, tmp_path)
+    assert list(listing.members) == ["cat/a.jpg"]
+    (left_out,) = listing.left_out
+    assert len(left_out.name) < 200
+    assert left_out.reason == "its name has 5004 characters"
+
+
+def test_a_class_name_that_no_store_takes_failed_after_all_the_work(tmp_path: Path) -> None:
+    """330 bytes that are no UTF-8: 990 characters in a key, 1,320 as a name."""
+    source = tmp_path / "images.tar"
+    with tarfile.open(source, "w", format=tarfile.GNU_FORMAT) as tar:
+        for name in ("cat/a.jpg", 330 * "\udcff" + "/a.jpg"):
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+    found = read_source(source, tmp_path)
+    assert found.classes == ("cat",)
+    assert [entry.reason for entry in found.left_out] == ["its key has 992 characters, its class 1320"]
 
 
 def test_a_folder_of_more_levels_than_calls_was_an_internal_error(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fourstage import locks, rundir
+from fourstage import rundir
 from fourstage.cli.shared import DebugOption, RunDirOption, SetOption, StoreOption
+from fourstage.engine.lock import is_looked_after
 from fourstage.errors import SettingsError
 from fourstage.logs import configure_logging
 from fourstage.resolve import load_settings, write_settings
@@ -74,17 +76,21 @@ def trainer(
         if address != AUTO and not address.startswith("file:"):
             check_reach(address, role="trainer", has_keys=has_keys, what=what)
     if os.environ.get("RANK", "0") == "0":
-        _take_over(run_dir, launch.settings, resume=resume)
-    raise typer.Exit(run_trainer(launch, run_dir, resume=resume))
+        rundir.create_run_directory(run_dir, resume=resume)
+        if is_looked_after(run_dir):
+            raise SettingsError(
+                f"fourstage run looks after {run_dir}", hint="wait for its end, or name another directory"
+            )
+    take_over = partial(_take_over, run_dir, launch.settings, resume=resume)
+    raise typer.Exit(run_trainer(launch, run_dir, resume=resume, take_over=take_over))
 
 
 def _take_over(run_dir: Path, settings: Settings, *, resume: bool) -> None:
     """Make the run's directory this trainer's. Raises FourstageErrors where that would be another run."""
     from fourstage.trainer.resume import changed_settings
 
+    # Once more: who wrote to it until now may have begun a run there.
     rundir.create_run_directory(run_dir, resume=resume)
-    if any(locks.is_held(run_dir, name) for name in (locks.ENGINE, locks.TRAINER)):
-        raise SettingsError(f"the run in {run_dir} goes on already", hint="wait for its end, or name another directory")
     if resume:
         # Before anything is written: what is refused leaves the run as it was.
         for change in changed_settings(settings, run_dir):

@@ -5,12 +5,13 @@ import logging
 import shlex
 import shutil
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from fourstage import rundir
 from fourstage.by_hand import SCALE
+from fourstage.ending import say
 from fourstage.engine.local import LocalRun
 from fourstage.engine.lock import looked_after
 from fourstage.errors import SettingsError
@@ -63,8 +64,9 @@ def run_in_foreground(
         rundir.remove_leftovers(run_dir, rundir.ENGINES)
         rundir.note_store(run_dir, store, opened.fingerprint)
         rundir.write_whole(run_dir / rundir.SETTINGS, write_settings(settings))
-        for stale in (rundir.STATUS, rundir.SUMMARY, rundir.TRACE, REQUEST, SCALE.file):
+        for stale in (rundir.STATUS, rundir.SUMMARY, rundir.TRACE, REQUEST):
             (run_dir / stale).unlink(missing_ok=True)
+        SCALE.withdraw(run_dir)
         shutil.rmtree(run_dir / TRACE_FOLDER, ignore_errors=True)
         # Always a folder of its own: whoever is orphaned removes it.
         sockets = private_folder(settings.sockets)
@@ -76,8 +78,7 @@ def run_in_foreground(
         code = run.run(stop, view)
     summary = rundir.read_json(run_dir / rundir.SUMMARY) if (run_dir / rundir.SUMMARY).is_file() else {}
     if as_json:
-        with suppress(OSError):
-            print(json.dumps(summary or {"state": "interrupted"}))  # noqa: T201 - the one object that --json promises
+        say(json.dumps(summary or {"state": "interrupted"}))
     elif summary and not stop.urgent:
         console.print(final_table(summary))
         console.print(f"written to {run_dir}: {', '.join(written(run_dir))}", soft_wrap=True, highlight=False)

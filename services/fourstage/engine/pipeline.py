@@ -56,10 +56,11 @@ class Pipeline:
             self._processes.start("loader", ["loader", "--store", os.fspath(store)])
             for name in (f"augmenter-{number}" for number in range(workers)):
                 self._processes.start(name, ["augmenter", "--name", name])
+            self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+            undo.callback(os.close, self._wake)
+            self._thread = threading.Thread(target=self._watch, name="fourstage-watch", daemon=True)
+            self._thread.start()
             undo.pop_all()
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
-        self._thread = threading.Thread(target=self._watch, name="fourstage-watch", daemon=True)
-        self._thread.start()
 
     def close(self) -> None:
         """Stop them, or leave them to the other processes that hold them."""

@@ -47,8 +47,8 @@ def share(store: Path, settings: Settings, *, workers: int) -> "Pipeline | Share
             service = Pipeline(store, folder, settings, workers=workers, shared=True)
         except FourstageError as error:
             failure = error
-        except OSError as error:
-            # The others wait for what is told next.
+        except Exception as error:
+            # Whatever it is: the others wait for what is told next.
             failure = of_the_machine(error) or FourstageError(f"cannot start the service: {error}")
     folder = Path(ranks.tell(str(folder)))
     if rank != 0:

@@ -10,6 +10,7 @@ import gzip
 import io
 import lzma
 import os
+import re
 import shutil
 import stat
 import tarfile
@@ -25,8 +26,14 @@ from fourstage.store.files import create_file
 WHOLE = -1
 """The size of a member that is a file of its own: to be read to its end."""
 
-_LONGEST_HEADER = 1 << 20
+_LONGEST_HEADER = 1 << 17
 """Bytes of a tar member's header, with its long names and attributes."""
+_LONGEST_NAME = 4096
+"""Characters, of a path in Linux."""
+_MOST_ATTRIBUTES = 1000
+"""Of the whole archive, which tarfile keeps and hands on to every member; an archive of git has one."""
+_LONG_NUMBER = re.compile(rb"[0-9]{256}")
+"""tarfile's expressions go through such digits once more from each of them (CVE-2024-6232): hours for a header."""
 
 _GARBLED = (tarfile.TarError, ValueError, OverflowError, IndexError, RecursionError)
 """What tarfile raises for headers that cannot be; the last for hundreds of headers of headers."""
@@ -182,7 +189,10 @@ class _HeaderReader(io.BufferedReader):
         if size is None or not 0 <= size <= self.allowance:
             raise ValueError(f"a header of more than {_LONGEST_HEADER} bytes")
         self.allowance -= size
-        return super().read(size)
+        data = super().read(size)
+        if size > tarfile.BLOCKSIZE and _LONG_NUMBER.search(data):
+            raise ValueError("a header with a number of hundreds of digits")
+        return data
 
 
 def _is_tar(path: Path) -> bool:
@@ -209,8 +219,13 @@ def _walk_tar(listing: Listing, path: Path, start: int, end: int, prefix: str) -
                     # A negative size may lead back to the same header for ever, a huge one where no file ends.
                     if info.size < 0 or not info.offset < tar.offset < end + tarfile.BLOCKSIZE:
                         raise _damaged(path, info.offset)
+                    if len(tar.pax_headers) > _MOST_ATTRIBUTES:
+                        raise _damaged(path, info.offset)
                     name = _safe_name(info.name)
-                    if name is None:
+                    if len(info.name) > _LONGEST_NAME:
+                        reason = f"its name has {len(info.name)} characters"
+                        listing.left_out.append(LeftOut(f"{prefix}{info.name[:100]}…", reason))
+                    elif name is None:
                         listing.left_out.append(LeftOut(prefix + info.name, "its name leads out of the archive"))
                     elif info.isdir():
                         listing.folders.add(prefix + name)

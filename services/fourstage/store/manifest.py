@@ -13,6 +13,9 @@ from fourstage.store.files import RESTORE, file_length, open_regular, write_file
 FORMAT = "fourstage-store"
 VERSION = 1
 MANIFEST_NAME = "store.json"
+LONGEST_CLASS = 1024
+"""Characters."""
+MOST_CLASSES = 1_000_000
 _LONGEST = 64 << 20
 """Bytes; ImageNet's has some 60,000."""
 
@@ -54,7 +57,7 @@ class Manifest(_Part):
     version: Literal[1] = 1
     size: Annotated[int, Field(ge=1, le=65_500)]
     quality: Annotated[int, Field(ge=1, le=100)]
-    classes: Annotated[tuple[Annotated[str, Field(max_length=1024)], ...], Field(max_length=1_000_000)]
+    classes: Annotated[tuple[Annotated[str, Field(max_length=LONGEST_CLASS)], ...], Field(max_length=MOST_CLASSES)]
     splits: Annotated[dict[SplitName, SplitEntry], Field(max_length=64)]
     statistics_sha256: Digest
 

@@ -16,6 +16,7 @@ from fourstage.errors import SettingsError
 from fourstage.store.archives import LeftOut, Listing, Member, list_files
 from fourstage.store.index import LONGEST_KEY
 from fourstage.store.labels import read_labels
+from fourstage.store.manifest import LONGEST_CLASS, MOST_CLASSES
 
 _SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
@@ -87,16 +88,21 @@ def read_source(
         if name in classes
     )
     left_out += [
-        LeftOut(image.name, f"its key has {len(image.key)} characters") for image in images if _too_long(image)
+        LeftOut(image.name, f"its key has {len(image.key)} characters, its class {len(image.label)}")
+        for image in images
+        if _too_long(image)
     ]
     images = [image for image in images if not _too_long(image)]
     if not images:
         raise SettingsError(f"{source} holds no file that {labels or 'a class folder'} gives a class")
-    return Source(tuple(images), tuple(sorted(left_out)))
+    found = Source(tuple(images), tuple(sorted(left_out)))
+    if (number := len(found.classes)) > MOST_CLASSES:
+        raise SettingsError(f"{source} has {number} classes", hint=f"a store has at most {MOST_CLASSES}")
+    return found
 
 
 def _too_long(image: SourceImage) -> bool:
-    return len(image.key) > LONGEST_KEY
+    return len(image.key) > LONGEST_KEY or len(image.label) > LONGEST_CLASS
 
 
 def _inside(source: Path, listing: Listing, folder: str) -> Listing:

@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fourstage.errors import SettingsError, StoreError
 from fourstage.store.archives import LeftOut
-from fourstage.store.files import create_file, write_file
+from fourstage.store.files import create_file, open_regular, write_file
 from fourstage.store.index import RECORD
 from fourstage.store.manifest import MANIFEST_NAME
 from fourstage.store.sums import Sums
@@ -27,6 +27,7 @@ from fourstage.store.sums import Sums
 LOCK_NAME = ".lock"
 _WORK = ".prepare-"
 _PLAN_NAME = "plan"
+_LONGEST_PLAN = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def workspace(store: Path, split: str) -> Iterator[Path]:
             yield work
         except BaseException:
             # A shard lies in the store before its part does, and there only the folder of work says whose it is.
-            begun = (work / _PLAN_NAME).exists() and any(store.glob(f"{split}-*.tar"))
+            begun = (work / _PLAN_NAME).exists() and any(store.glob(f"{split}-{6 * '[0-9]'}.tar"))
             if not begun and not any(work.glob("*.npz")):
                 shutil.rmtree(work)
                 if not entries:
@@ -96,7 +97,7 @@ def check_plan(work: Path, plan: dict[str, Any]) -> None:
     path = work / _PLAN_NAME
     text = json.dumps(plan, indent=1)
     if any(work.glob("*.npz")) and path.exists():
-        earlier: dict[str, Any] = json.loads(path.read_bytes())
+        earlier = _earlier_plan(path)
         changed = [name for name in plan if earlier.get(name) != plan[name]]
         if changed:
             # Shards without their folder of work or a manifest would be taken for something else's.
@@ -106,6 +107,19 @@ def check_plan(work: Path, plan: dict[str, Any]) -> None:
                 hint=f"give the same settings to go on, or delete {unfinished} to begin again",
             )
     write_file(path, text.encode("ascii"))
+
+
+def _earlier_plan(path: Path) -> dict[str, Any]:
+    try:
+        with open_regular(path) as stream:
+            earlier = json.loads(stream.read(_LONGEST_PLAN))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, error) from error
+    return earlier if isinstance(earlier, dict) else {}
+
+
+def _damaged(path: Path, error: Exception) -> StoreError:
+    return StoreError(f"unfinished work is damaged, {path}: {error}", hint="delete its folder to begin again")
 
 
 def write_part(work: Path, number: int, part: Part) -> None:
@@ -132,18 +146,27 @@ def read_parts(work: Path) -> Iterator[Part]:
     """The finished parts, in order."""
     number = 0
     while (path := work / f"{number:06}.npz").exists():
-        with np.load(path, allow_pickle=False) as arrays:
-            notes = json.loads(arrays["notes"].tobytes())
-            yield Part(
-                sources=notes["sources"],
-                bytes=notes["bytes"],
-                xxh3_128=notes["xxh3_128"],
-                records=arrays["records"].view(RECORD),
-                keys=notes["keys"],
-                left_out=[LeftOut(*entry) for entry in notes["left_out"]],
-                sums=Sums.from_arrays(arrays) if "pixels" in arrays else None,
-            )
+        try:
+            with open_regular(path) as stream, np.load(stream, allow_pickle=False) as arrays:
+                part = _read_part(arrays)
+        except Exception as error:
+            # zipfile, zlib and numpy each have their own errors for a damaged archive.
+            raise _damaged(path, error) from error
+        yield part
         number += 1
+
+
+def _read_part(arrays: Mapping[str, NDArray[Any]]) -> Part:
+    notes = json.loads(arrays["notes"].tobytes())
+    return Part(
+        sources=notes["sources"],
+        bytes=notes["bytes"],
+        xxh3_128=notes["xxh3_128"],
+        records=arrays["records"].view(RECORD),
+        keys=notes["keys"],
+        left_out=[LeftOut(*entry) for entry in notes["left_out"]],
+        sums=Sums.from_arrays(arrays) if "pixels" in arrays else None,
+    )
 
 
 def discard_parts(work: Path) -> None:

@@ -42,8 +42,9 @@ class Group:
         if place.world == 1:
             return
         self._watch = Watch.of_environment(place.rank, place.world, stop)
-        store, _, _ = next(rendezvous("env://", timeout=_NEVER))
-        with self.errors():
+        with self._waiting():
+            store, _, _ = next(rendezvous("env://", timeout=_NEVER))
+        with self.errors(), self._waiting():
             backend = _backend(device)
             dist.init_process_group(
                 backend, store=store, rank=place.rank, world_size=place.world, timeout=_NEVER,

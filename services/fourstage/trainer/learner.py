@@ -148,12 +148,11 @@ class NetworkLearner:
         if self._is_second:
             # No loss here: its backward waits for the first column's gradient.
             return logits.float().sum()
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        return mean_cross_entropy(logits, labels, batch_size=rows)
+        return mean_cross_entropy(_exact(logits), labels, batch_size=rows)
 
     def _count(self, errors: Errors, logits: Tensor, labels: Tensor) -> None:
         if not self._is_second:
-            errors.add(logits, labels)
+            errors.add(_exact(logits), labels)
 
     def _together(self, errors: Errors) -> Totals:
         samples, loss, top1, top5 = self._group.total(errors.totals).tolist()
@@ -167,6 +166,11 @@ class NetworkLearner:
         if self._settings.train.precision != "bf16":
             return nullcontext()
         return torch.autocast(self._device.type, torch.bfloat16)
+
+
+def _exact(logits: Tensor) -> Tensor:
+    """A loss is computed, and added up, in float32 or better: in bf16 its own sum would be rounded to 8 bits."""
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 class Drain:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from fourstage.errors import CheckpointError
 
 DIGEST_BYTES = 16
+_MOST = 2**53
+"""Samples: as many as a number of a message may be."""
 SKIPPED = 1
 """In ``samples.u32``: the sample was left out."""
 
@@ -165,9 +167,12 @@ class Receipt:
                 hint="resume with the same --receipt",
             )
         try:
-            return cls(
-                covers, bytes.fromhex(str(state["digest"])), int(state["epoch"]), int(state["samples"]),
-                int(state["delivered"]), [str(key) for key in state.get("corrupt", ())], int(state.get("skipped", 0)),
-            )  # fmt: skip
+            digest = bytes.fromhex(str(state["digest"]))
+            epoch, samples, delivered = (int(state[name]) for name in ("epoch", "samples", "delivered"))
+            skipped = int(state.get("skipped", 0))
+            if len(digest) != DIGEST_BYTES or not all(0 <= n <= _MOST for n in (epoch, samples, delivered, skipped)):
+                raise ValueError(f"{len(digest)} bytes of digest, {delivered} samples delivered")
+            corrupt = [str(key) for key in state.get("corrupt", ())]
+            return cls(covers, digest, epoch, samples, delivered, corrupt, skipped)
         except (KeyError, ValueError, TypeError) as error:
             raise CheckpointError(f"the checkpoint's receipt is damaged: {error!r}") from error

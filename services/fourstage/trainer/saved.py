@@ -24,6 +24,7 @@ from pydantic import Field, TypeAdapter
 
 from fourstage.errors import CheckpointError
 from fourstage.rundir import CHECKPOINTS, sync_folder
+from fourstage.store.files import open_regular
 from fourstage.trainer.rates import NOTHING, ErrorRates, Totals
 
 FORMAT = 1
@@ -31,6 +32,10 @@ MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.j
 
 _NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
 _PARTIAL = ".partial-"
+_LONGEST_STATE = 64 << 20
+"""Bytes; the keys of a million samples that were left out are some 30 MB."""
+_Count = Annotated[int, Field(ge=0, le=2**53)]
+"""As many as a number of a message may be."""
 _log = logging.getLogger(__name__)
 
 
@@ -38,21 +43,21 @@ _log = logging.getLogger(__name__)
 class CheckpointState:
     """Where a run stood, besides its tensors. Everything is JSON."""
 
-    step: int
+    step: _Count
     """Steps trained."""
 
-    next_seq: int
+    next_seq: _Count
     """The first batch of the stream that was not trained on."""
 
-    epoch: int
-    epoch_samples: int
+    epoch: _Count
+    epoch_samples: _Count
     """Samples of this epoch that were trained on."""
 
     receipt: dict[str, Any]
     """The receipt's digest chain and counts."""
 
-    store_fingerprint: str
-    identity: Annotated[str, Field(pattern="^([0-9a-f]{2})*$")]
+    store_fingerprint: Annotated[str, Field(max_length=1024)]
+    identity: Annotated[str, Field(pattern="^([0-9a-f]{2}){0,32}$")]
     """The digest of the golden decode, draws and transform of the workers that made the pixels, in hexadecimal."""
 
     settings: dict[str, Any]
@@ -153,7 +158,7 @@ def read(path: Path) -> Checkpoint:
     for name, expected in contents.files.items():
         found = xxhash.xxh3_128()
         try:
-            with (path / name).open("rb") as file:
+            with open_regular(path / name) as file:
                 while chunk := file.read(1 << 20):
                     found.update(chunk)
         except OSError as error:
@@ -234,7 +239,8 @@ def _is_complete(path: Path) -> bool:
 
 def _contents(path: Path) -> _Contents:
     try:
-        document = json.loads((path / STATE).read_bytes())
+        with open_regular(path / STATE) as state:
+            document = json.loads(state.read(_LONGEST_STATE))
         version = document["format"]
         body = {"state": document.get("state"), "files": document.get("files")}
         if version == FORMAT and document["xxh3_128"] != _digest(body):
