@@ -1,5 +1,6 @@
 """Stores with an image that cannot be decoded, though its checksum is right."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import xxhash
 
 from fourstage.store import open_store
 from fourstage.store.index import index_bytes
+from fourstage.store.manifest import read_manifest, write_manifest
 
 _CUT = 100
 
@@ -22,5 +24,9 @@ def with_a_truncated_image(store: Path, number: int, *, split: str = "train") ->
         shard.seek(int(record["offset"]))
         jpeg = shard.read(size)
     records[number]["size"], records[number]["checksum"] = size, xxhash.xxh3_64_intdigest(jpeg)
-    (store / f"{split}.index").write_bytes(index_bytes(records, keys))
+    index = index_bytes(records, keys)
+    (store / f"{split}.index").write_bytes(index)
+    manifest = read_manifest(store)
+    altered = manifest.splits[split].model_copy(update={"index_sha256": hashlib.sha256(index).hexdigest()})
+    write_manifest(store, manifest.model_copy(update={"splits": manifest.splits | {split: altered}}))
     return keys[number]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fourstage import rundir
 from fourstage.order import permutation
 from fourstage.replay import trial
 from fourstage.store import open_store
@@ -80,12 +81,14 @@ def test_a_step_without_a_sample_is_the_same_where_the_run_went_on_without_leavi
 
 
 def test_a_sample_that_was_left_out_and_can_be_decoded_here_is_a_difference(
-    skipped: Path, store: Path, damaged: Path, tmp_path: Path
+    skipped: Path, store: Path, tmp_path: Path
 ) -> None:
-    altered = tmp_path / "altered"
-    shutil.copytree(damaged, altered)
-    shutil.copy(store / "train.index", altered / "train.index")
-    done = fourstage("batch", str(STEP), "--run-dir", str(skipped), "--store", str(altered))
+    """As if another build of the decoder took what this one does not: the run says of itself that it had this store."""
+    moved = shutil.copytree(skipped, tmp_path / "run")
+    shutil.rmtree(moved / "checkpoints")
+    origin = rundir.read_json(moved / rundir.ORIGIN)
+    rundir.write_json(moved / rundir.ORIGIN, origin | {"fingerprint": open_store(store).fingerprint})
+    done = fourstage("batch", str(STEP), "--run-dir", str(moved), "--store", str(store))
     assert done.returncode == 1
     assert "differs from the receipt" in done.stdout
 

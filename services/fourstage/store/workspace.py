@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fourstage.errors import SettingsError, StoreError
 from fourstage.store.archives import LeftOut
-from fourstage.store.files import create_file, open_regular, write_file
+from fourstage.store.files import create_file, file_length, open_regular, write_file
 from fourstage.store.index import RECORD
 from fourstage.store.manifest import MANIFEST_NAME
 from fourstage.store.sums import Sums
@@ -112,7 +112,7 @@ def check_plan(work: Path, plan: dict[str, Any]) -> None:
 def _earlier_plan(path: Path) -> dict[str, Any]:
     try:
         with open_regular(path) as stream:
-            earlier = json.loads(stream.read(_LONGEST_PLAN))
+            earlier = json.loads(stream.read(min(file_length(stream), _LONGEST_PLAN)))
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, error) from error
     return earlier if isinstance(earlier, dict) else {}

@@ -24,7 +24,7 @@ from pydantic import Field, TypeAdapter
 
 from fourstage.errors import CheckpointError
 from fourstage.rundir import CHECKPOINTS, sync_folder
-from fourstage.store.files import open_regular
+from fourstage.store.files import file_length, open_regular
 from fourstage.trainer.rates import NOTHING, ErrorRates, Totals
 
 FORMAT = 1
@@ -240,7 +240,9 @@ def _is_complete(path: Path) -> bool:
 def _contents(path: Path) -> _Contents:
     try:
         with open_regular(path / STATE) as state:
-            document = json.loads(state.read(_LONGEST_STATE))
+            if (length := file_length(state)) > _LONGEST_STATE:
+                raise _TornError(f"{path / STATE} has {length} bytes")
+            document = json.loads(state.read(length))
         version = document["format"]
         body = {"state": document.get("state"), "files": document.get("files")}
         if version == FORMAT and document["xxh3_128"] != _digest(body):
