@@ -59,8 +59,10 @@ def test_bars_lie_where_the_trace_has_them_in_the_batchs_colour() -> None:
 def test_a_real_run_has_a_row_for_each_worker(drawn: Drawn) -> None:
     timeline = read_timeline(drawn.relu / "trace.json", split="train")
     (axes,) = gantt.draw(timeline, *steady_window(timeline)).axes
-    below = [label.get_text().split("\n")[1] for label in axes.get_yticklabels()]
-    assert below == ["from disk", "augmenter-0", "augmenter-1", "to the device", "a step each"]
+    *reads, first, second, copy, train = [label.get_text().split("\n")[1] for label in axes.get_yticklabels()]
+    # On a busy machine reads overlap, and each lane of them has a row.
+    assert reads in (["from disk"], ["loader", *(f"loader {lane}" for lane in range(2, len(reads) + 1))])
+    assert [first, second, copy, train] == ["augmenter-0", "augmenter-1", "to the device", "a step each"]
     assert axes.get_xlabel() in ("time (ms)", "time (s)")
 
 
