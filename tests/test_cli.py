@@ -1,6 +1,8 @@
 """The commands as a shell sees them: exit codes, one JSON object, one line of error."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 from fourstage import __version__
@@ -54,3 +56,18 @@ def test_status_of_no_run_says_so(tmp_path: Path) -> None:
     done = fourstage("status", "--run-dir", str(tmp_path))
     assert done.returncode == 1
     assert str(tmp_path / "status.json") in done.stderr
+
+
+def test_an_end_amid_the_making_of_a_dataclass_had_another_exit_code() -> None:
+    """Dataclasses are made of strings, and while modules are imported there are hundreds of them to be made."""
+    program = """
+from fourstage import cli
+
+def run(_):
+    exec("import os, signal\\nos.kill(os.getpid(), signal.SIGTERM)\\nwhile True: pass")
+
+cli._run = run
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (130, "")

@@ -3,6 +3,7 @@
 import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import NoReturn
 
 from fourstage.ending import end_with
@@ -11,11 +12,21 @@ from fourstage.errors import SettingsError
 
 def main() -> NoReturn:
     """The entry point."""
-    # Like Ctrl-C: whoever is ended gives back what it has made. Runs and services have a handler of their own.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, signal.default_int_handler)
+    # All like Ctrl-C: whoever is ended gives back what it has made. Runs and services have a handler of their own.
+    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     end_with(lambda: _run(sys.argv[1:]), debug="--debug" in sys.argv)
+
+
+class _Interrupted(KeyboardInterrupt):
+    """A plain one that goes through code made of a string, such as a dataclass's, ends CPython by SIGINT whoever has
+    caught it and whatever the exit code (run_eval_code_obj in pythonrun.c)."""
+
+
+def _interrupt(_: int, __: FrameType | None) -> NoReturn:
+    raise _Interrupted
 
 
 def _run(arguments: Sequence[str]) -> int:
