@@ -99,10 +99,21 @@ ARENAS: dict[str, tuple[Callable[[int], int], str]] = {
 """What is handed over in place of an arena of so many bytes, and what the trainer's log says of it."""
 
 
+_NEAR, _FAR = 40, 90
+"""Batches: while a worker holds none beyond the first, nobody has been given the second."""
+
+
 def _open(stream: bytes) -> Open:
     from tests.trainer.relayed import request
 
     return request(stream=stream)
+
+
+def _failed_elsewhere(beat: Beat) -> Message | None:
+    """It cannot decode what nobody has been given yet: of the batches near its own, one may be on its way to it."""
+    if not beat.held or max(seq for _, seq, _ in beat.held) >= _NEAR:
+        return None
+    return Failed(stream=beat.slots[0][0], seq=random.randrange(_FAR, _FAR + 10), row=0, reason="so they say")
 
 
 TO_THE_LOADER: dict[str, tuple[Callable[[Beat], Message | None], str]] = {
@@ -115,10 +126,7 @@ TO_THE_LOADER: dict[str, tuple[Callable[[Beat], Message | None], str]] = {
         "it loses what it is given",
     ),
     "leases-from-the-future": (lambda beat: dataclasses.replace(beat, seen=2**50), ""),
-    "a-corrupt-sample-that-it-was-not-given": (
-        lambda beat: Failed(stream=beat.slots[0][0], seq=random.randrange(60, 100), row=0, reason="so they say"),
-        "which it does not hold",
-    ),
+    "a-corrupt-sample-that-it-was-not-given": (_failed_elsewhere, "which it does not hold"),
     "a-trial-that-nobody-asked-for": (lambda beat: Tried(stream=beat.slots[0][0], seq=1, trial=(0, 4)), ""),
     "an-open": (lambda beat: _open(beat.slots[0][0]), "sent Open, which is not for it to send"),
     "progress": (
